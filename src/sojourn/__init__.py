@@ -1,0 +1,1 @@
+"""Sojourn: a self-hosted generative studio."""

@@ -1,0 +1,1 @@
+"""Getting data in: prepare, pack, read, augment."""

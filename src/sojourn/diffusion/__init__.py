@@ -1,0 +1,1 @@
+"""Noise paths, samplers and guides of walks."""

@@ -1,0 +1,110 @@
+"""What every family is: a module with phases, a loss per phase, and a walk. Knows nothing about files or prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from sojourn.errors import Unsupported
+from sojourn.types import Batch, Cond, DataSpec, Guide, Loss, Noise, Step
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One kind of update: which nets it moves, and how often."""
+
+    name: str
+    nets: tuple[str, ...]
+    """Names of child modules; only their parameters require gradients in this phase."""
+    every: int = 1
+    """In rounds. A lazy phase's loss is multiplied by it (StyleGAN2, appendix B)."""
+    repeat: int = 1
+    """Updates per round, each on a fresh batch."""
+    start: int = 0
+    """`seen` from which the phase runs."""
+    stop: int | None = None
+    """`seen` at which it ends. None = never."""
+    lr: float = 1.0
+    """Factor on the learning rate."""
+
+
+class BaseConfig(BaseModel):
+    """How a net is built. Field docstrings give unit, range and off value."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+
+
+class BaseOptions(BaseConfig):
+    """How to draw from a family."""
+
+
+class Family(nn.Module):
+    """Base of all families. Children that train are attributes named in `phases`; frozen nets are not children."""
+
+    Config: ClassVar[type[BaseConfig]] = BaseConfig
+    Options: ClassVar[type[BaseOptions]] = BaseOptions
+    can: ClassVar[frozenset[str]] = frozenset({"sample"})
+    """Of "sample", "encode", "decode", "embed"."""
+    splittable: ClassVar[bool] = True
+    """False when a loss needs its whole batch (minibatch statistics): the loop then refuses micro-batches."""
+    averaged: ClassVar[tuple[str, ...]] = ()
+    """Children whose moving average is what the package holds. () = all of the first phase's nets."""
+    guides: ClassVar[frozenset[str]] = frozenset()
+    """Forms of Guide it can use: "denoise", "energy", "logits"."""
+
+    def __init__(self, config: BaseConfig, spec: DataSpec) -> None:
+        super().__init__()
+        self.config = config
+        self.spec = spec
+
+    def phases(self) -> list[Phase]:
+        raise NotImplementedError
+
+    def loss(self, phase: str, batch: Batch, seen: int) -> Loss:
+        """Loss of one phase, one value per sample. Random draws come from torch's global generator."""
+        raise NotImplementedError
+
+    def sample(
+        self, cond: Cond, noise: Noise, options: BaseOptions, guides: Sequence[Guide] = ()
+    ) -> Iterator[Step]:
+        """Walk from noise to samples, one per seed of `noise`; the last Step is the result.
+
+        cond has len(noise) rows, or none at all. Raises Unsupported for a guide without a usable form.
+        """
+        raise Unsupported("this family cannot sample; it can {can}", can=", ".join(sorted(self.can)))
+
+    def after(self, phase: str, stats: Mapping[str, Tensor]) -> None:
+        """Take the summed statistics of a phase's micro-batches; called after its optimizer step."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Model space to latent, deterministic. Only if "encode" in can."""
+        raise Unsupported("this family cannot encode; it can {can}", can=", ".join(sorted(self.can)))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Latent to model space, deterministic, differentiable. Only if "decode" in can."""
+        raise Unsupported("this family cannot decode; it can {can}", can=", ".join(sorted(self.can)))
+
+    def embed(self, x: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (b, n), real lengths (b,) to (pooled (b, d), features (b, n, d)). Only if "embed" in can."""
+        raise Unsupported("this family cannot embed; it can {can}", can=", ".join(sorted(self.can)))
+
+    def check_guides(self, guides: Sequence[Guide]) -> None:
+        """Raise Unsupported for the first guide that has no form this family can use."""
+        for guide in guides:
+            if not any(getattr(guide, form) is not None for form in self.guides):
+                raise Unsupported(
+                    'guide "{guide}" has no form that {family} can use',
+                    guide=guide.name,
+                    family=type(self).__name__,
+                )
+
+
+def finished(x: Tensor) -> Step:
+    """The last step of a walk that ends at x."""
+    rows = x.shape[0]
+    return Step(x0=x, x=x, sigma=torch.zeros(rows), done=torch.ones(rows, dtype=torch.bool))

@@ -1,0 +1,182 @@
+"""What is written down and sent: cards, prompts, events. JSON in and out; no torch, no files."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+FORMAT = 1
+"""Version of the package folder; `package.migrate` lifts older ones."""
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors; docstrings under fields are their descriptions."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=False)
+
+
+class Segment(Strict):
+    """A part of a prompt with its weight: `red heart::2`."""
+
+    text: str
+    weight: float = 1.0
+    """Share in the guidance; negative pushes away. 1 = plain."""
+
+
+class Prompt(Strict):
+    """What was asked for, as data. `prompt.parse` and `prompt.format` turn it from and to text."""
+
+    segments: tuple[Segment, ...] = ()
+    n: int | None = Field(None, ge=1, le=64)
+    """Pictures per prompt, 1..64. None = the caller's default."""
+    seed: int | None = Field(None, ge=0, le=2**53 - 1)
+    """Seed of the first picture; picture i uses seed + i. None = drawn at random."""
+    steps: int | None = Field(None, ge=1, le=1000)
+    """Steps of the walk, 1..1000. None = the package's default."""
+    guidance: float | None = Field(None, ge=0, le=100)
+    """How hard the prompt pulls, 0..100. 1 = the plain conditional model; None = the package's default."""
+    no: tuple[str, ...] = ()
+    """What to keep out."""
+    style: str | None = None
+    """Name of a style the package knows. None = the package chooses by seed."""
+    ar: tuple[int, int] | None = None
+    """Aspect ratio, width:height. None = the package's own."""
+    chaos: float | None = Field(None, ge=0, le=100)
+    """How much the pictures of one prompt differ, 0..100. 0 = off."""
+    stylize: float | None = Field(None, ge=0, le=1000)
+    """How strongly the package's taste is applied, 0..1000. 0 = off."""
+    iw: float | None = Field(None, ge=0, le=3)
+    """Weight of a picture in the prompt, 0..3."""
+    sref: str | None = None
+    """A picture whose style to follow: a path or an id."""
+    tile: bool = False
+    """Make a picture that repeats without seams."""
+    model: str | None = None
+    """Package to draw from. None = the default."""
+
+    @property
+    def text(self) -> str:
+        """The words alone, without weights and parameters."""
+        return " ".join(segment.text for segment in self.segments)
+
+    @classmethod
+    def plain(cls, text: str, style: str | None = None) -> Prompt:
+        """A prompt of one segment, for training rows and labels (no validation: it is built per row)."""
+        segments = (Segment.model_construct(text=text, weight=1.0),) if text else ()
+        return cls(segments=segments).model_copy(update={"style": style})
+
+
+class Part(Strict):
+    """A reference to something a package is built of: an id from the registry and its settings."""
+
+    id: str
+    config: dict[str, Any] = Field(default_factory=dict)
+
+
+class Metric(Strict):
+    """One measured number, with what it was measured on."""
+
+    name: str
+    value: float
+    seen: int | None = None
+    """Training samples when it was measured. None = on the finished package."""
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+
+
+class Source(Strict):
+    """Where data came from, and under what terms."""
+
+    name: str
+    licence: str
+    count: int = 0
+    attribution: str = ""
+    url: str = ""
+
+
+class Card(Strict):
+    """Everything about a package that is not a tensor. Identity covers family, codec, conditioner, files, parts."""
+
+    format: int = FORMAT
+    name: str
+    family: str
+    config: dict[str, Any]
+    """The family's resolved config."""
+    codec: Part
+    conditioner: Part
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Default sampling options, over the family's own."""
+    can: tuple[str, ...] = ()
+    parts: dict[str, str] = Field(default_factory=dict)
+    """Nested packages: name -> their identity."""
+    files: dict[str, str] = Field(default_factory=dict)
+    """File name -> sha256, for every file that is part of the identity."""
+    identity: str = ""
+    """sha256 over family, config, codec, conditioner, options, parts and files."""
+    title: str = ""
+    about: str = ""
+    licence: str = ""
+    sources: list[Source] = Field(default_factory=list)
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    """The resolved stage it was trained with."""
+    seen: int = 0
+    train_s: float = 0
+    """Seconds of training, all attempts together."""
+    machine: str = ""
+    metrics: list[Metric] = Field(default_factory=list)
+    failures: list[str] = Field(default_factory=list)
+    """Known failures, in words."""
+    parent: str = ""
+    """Identity of the package it was trained from."""
+    created: str = ""
+
+
+# Events: what `train`, `prepare` and `run` yield.
+
+
+class Event(Strict):
+    kind: Literal["progress", "metric", "preview", "artifact", "log", "done"]
+
+
+class Progress(Event):
+    kind: Literal["progress"] = "progress"
+    done: int
+    total: int
+    unit: str = "samples"
+    rate: float = 0
+    """Units a second."""
+    eta_s: float | None = None
+    text: str = ""
+
+
+class Measured(Event):
+    kind: Literal["metric"] = "metric"
+    seen: int
+    values: dict[str, float]
+
+
+class Preview(Event):
+    kind: Literal["preview"] = "preview"
+    seen: int
+    path: str
+    """A picture (or text file) of samples, on disk."""
+
+
+class Artifact(Event):
+    kind: Literal["artifact"] = "artifact"
+    name: str
+    path: str
+
+
+class Log(Event):
+    kind: Literal["log"] = "log"
+    level: Literal["info", "warning"] = "info"
+    text: str
+
+
+class Done(Event):
+    kind: Literal["done"] = "done"
+    path: str = ""
+    text: str = ""
