@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import math
+import re
+import unicodedata
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from sojourn.errors import InvalidInput
 
 FORMAT = 1
 """Version of the package folder; `package.migrate` lifts older ones."""
@@ -16,18 +21,43 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=False)
 
 
+WORDS_MAX = 2000
+"""Characters (code points) of all words of a prompt, those of `no` included."""
+PARTS_MAX = 32
+"""Segments of a prompt, and things in `no`: each may cost a run of the net."""
+REFUSED = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters but tab and line ends, and lone surrogates. Joiners and direction marks are text."""
+
+
+def visible(text: str) -> bool:
+    """True when `text` shows something: not only spaces, joiners, direction marks, combining marks."""
+    return any(unicodedata.category(c) not in {"Cc", "Cf", "Mn", "Me", "Zs", "Zl", "Zp"} for c in text)
+
+
+def _words(text: str) -> str:
+    if found := REFUSED.search(text):
+        raise InvalidInput("text holds U+{code}, which is no character of a text; remove it", code=f"{ord(found[0]):04X}")
+    if not visible(text):
+        raise InvalidInput("text shows nothing; write a word")
+    return text
+
+
+Words = Annotated[str, AfterValidator(_words)]
+
+
 class Segment(Strict):
     """A part of a prompt with its weight: `red heart::2`."""
 
-    text: str
-    weight: float = 1.0
-    """Share in the guidance; negative pushes away. 1 = plain."""
+    text: Words
+    weight: float = Field(1.0, ge=-10, le=10, allow_inf_nan=False)
+    """Share in the guidance, -10..10; negative pushes away. 1 = plain."""
 
 
 class Prompt(Strict):
     """What was asked for, as data. `prompt.parse` and `prompt.format` turn it from and to text."""
 
-    segments: tuple[Segment, ...] = ()
+    segments: tuple[Segment, ...] = Field((), max_length=PARTS_MAX)
+    """The words; the sum of their weights is positive. Empty = unconditional."""
     n: int | None = Field(None, ge=1, le=64)
     """Pictures per prompt, 1..64. None = the caller's default."""
     seed: int | None = Field(None, ge=0, le=2**53 - 1)
@@ -36,24 +66,33 @@ class Prompt(Strict):
     """Steps of the walk, 1..1000. None = the package's default."""
     guidance: float | None = Field(None, ge=0, le=100)
     """How hard the prompt pulls, 0..100. 1 = the plain conditional model; None = the package's default."""
-    no: tuple[str, ...] = ()
+    no: tuple[Words, ...] = Field((), max_length=PARTS_MAX)
     """What to keep out."""
-    style: str | None = None
+    style: Words | None = Field(None, max_length=100)
     """Name of a style the package knows. None = the package chooses by seed."""
-    ar: tuple[int, int] | None = None
-    """Aspect ratio, width:height. None = the package's own."""
+    ar: tuple[Annotated[int, Field(ge=1, le=10_000)], Annotated[int, Field(ge=1, le=10_000)]] | None = None
+    """Aspect ratio, width:height, both 1..10000. None = the package's own."""
     chaos: float | None = Field(None, ge=0, le=100)
     """How much the pictures of one prompt differ, 0..100. 0 = off."""
     stylize: float | None = Field(None, ge=0, le=1000)
     """How strongly the package's taste is applied, 0..1000. 0 = off."""
     iw: float | None = Field(None, ge=0, le=3)
     """Weight of a picture in the prompt, 0..3."""
-    sref: str | None = None
+    sref: Words | None = Field(None, max_length=1000)
     """A picture whose style to follow: a path or an id."""
     tile: bool = False
     """Make a picture that repeats without seams."""
-    model: str | None = None
+    model: Words | None = Field(None, max_length=100)
     """Package to draw from. None = the default."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Prompt:
+        if self.segments and math.fsum(segment.weight for segment in self.segments) <= 0:
+            raise InvalidInput("the weights add up to 0 or less; their sum must be positive")
+        count = sum(len(segment.text) for segment in self.segments) + sum(map(len, self.no))
+        if count > WORDS_MAX:
+            raise InvalidInput("the prompt has {found} characters, at most {limit}", found=count, limit=WORDS_MAX)
+        return self
 
     @property
     def text(self) -> str:
@@ -64,7 +103,7 @@ class Prompt(Strict):
     def plain(cls, text: str, style: str | None = None) -> Prompt:
         """A prompt of one segment, for training rows and labels (no validation: it is built per row)."""
         segments = (Segment.model_construct(text=text, weight=1.0),) if text else ()
-        return cls(segments=segments).model_copy(update={"style": style})
+        return cls.model_construct(segments=segments, style=style)
 
 
 class Part(Strict):

@@ -26,6 +26,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from sojourn.errors import DataError, NotFound
@@ -48,8 +49,8 @@ class SetInfo(Strict):
     shape: tuple[int, ...]
     """Images: (h, w, c) of the stored uint8 pictures. Text: ()."""
     count: int = 0
-    labels: list[LabelColumn] = []
-    sources: list[Source] = []
+    labels: list[LabelColumn] = Field(default_factory=list)
+    sources: list[Source] = Field(default_factory=list)
     about: str = ""
     held_out: str = ""
     """The rule by which rows are in no split but test, in words."""
@@ -170,6 +171,7 @@ class PackedSet:
         self.info = SetInfo.model_validate_json((self.folder / "set.json").read_text(encoding="utf-8"))
         path = self.folder / "data.bin"
         size = path.stat().st_size
+        self.data: np.ndarray
         if self.info.kind == "image":
             shape = (self.info.count, *self.info.shape)
             if size != int(np.prod(shape)):

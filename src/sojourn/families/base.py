@@ -50,10 +50,14 @@ class Family(nn.Module):
     Options: ClassVar[type[BaseOptions]] = BaseOptions
     can: ClassVar[frozenset[str]] = frozenset({"sample"})
     """Of "sample", "encode", "decode", "embed"."""
+    kinds: ClassVar[frozenset[str]] = frozenset({"image"})
+    """Kinds of DataSpec it is made for."""
     splittable: ClassVar[bool] = True
     """False when a loss needs its whole batch (minibatch statistics): the loop then refuses micro-batches."""
     averaged: ClassVar[tuple[str, ...]] = ()
     """Children whose moving average is what the package holds. () = all of the first phase's nets."""
+    score: ClassVar[str] = "held_out/loss"
+    """Held-out metric by which the best snapshot is chosen, lower is better: "held_out/loss" or "held_out/swd"."""
     guides: ClassVar[frozenset[str]] = frozenset()
     """Forms of Guide it can use: "denoise", "energy", "logits"."""
 

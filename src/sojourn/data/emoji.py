@@ -1,0 +1,262 @@
+"""The starter set of emoji: eight permissive styles from npm, named in English and Chinese, drawn and packed.
+
+Knows nothing about nets or prompts.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sojourn.data.concepts import HELD_OUT, Captions, Concept, held_out, read_concepts, split
+from sojourn.data.dataset import Item, LabelColumn, SetInfo, SetWriter
+from sojourn.data.fxemoji import DRAWS
+from sojourn.data.icons import IconSet, code, draw_bitmap, draw_svg, match
+from sojourn.data.npm import NpmPackage, fetch, members
+from sojourn.errors import DataError
+from sojourn.schema import Done, Event, Log, Progress, Source
+
+BASE_SHARE = 0.5
+"""Part of a family's weight that its untoned picture keeps; the variants share the rest."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A style and the package that draws it."""
+
+    package: NpmPackage
+    licence: str
+    attribution: str
+    bitmap: bool = False
+    """Pictures are WebP files named by code points, not SVG bodies."""
+    shortcodes: bool = True
+    """Names may be looked up by chat shortcodes; not where short names mean other faces."""
+    draws: Mapping[str, str] = field(default_factory=dict)
+    """English label -> icon, where names are not enough."""
+
+
+NAMES = NpmPackage("emojibase-data", "17.0.0", "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a")
+NAMES_SOURCE = Source(
+    name="emojibase-data 17.0.0", licence="MIT", url=NAMES.url,
+    attribution="Names, tags and groups: Emojibase by Miles Johnson, https://github.com/milesj/emojibase",
+)  # fmt: skip
+# fmt: off
+STYLES: dict[str, Drawn] = {
+    "noto": Drawn(
+        NpmPackage("@iconify-json/noto", "1.2.9",
+                   "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad"),
+        "Apache-2.0", "Noto Emoji by Google Inc, https://github.com/googlefonts/noto-emoji"),
+    "noto-v1": Drawn(
+        NpmPackage("@iconify-json/noto-v1", "1.2.5",
+                   "2bf62c26c2c2884aa99e90aec942cdaee17a5921f05690694f4978ad4b017c37"),
+        "Apache-2.0", "Noto Emoji (v1) by Google Inc, https://github.com/googlefonts/noto-emoji"),
+    "twemoji": Drawn(
+        NpmPackage("@iconify-json/twemoji", "1.2.5",
+                   "19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7"),
+        "CC-BY-4.0", "Twitter Emoji by Twitter, https://github.com/jdecked/twemoji, CC BY 4.0, redrawn small"),
+    "fluent-flat": Drawn(
+        NpmPackage("@iconify-json/fluent-emoji-flat", "1.2.6",
+                   "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175"),
+        "MIT", "Fluent Emoji Flat by Microsoft Corporation, https://github.com/microsoft/fluentui-emoji"),
+    "fluent-mono": Drawn(
+        NpmPackage("@iconify-json/fluent-emoji-high-contrast", "1.2.6",
+                   "0b92d48c90d2200bd499e3cdd09a127ca6a8c8ddefd34c35eb5a1e4994012ae0"),
+        "MIT", "Fluent Emoji High Contrast by Microsoft Corporation, https://github.com/microsoft/fluentui-emoji"),
+    "fluent-3d": Drawn(
+        NpmPackage("@lobehub/fluent-emoji-3d", "1.1.0",
+                   "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58"),
+        "MIT", "Fluent Emoji 3D by Microsoft, packaged by LobeHub, https://github.com/lobehub/fluent-emoji",
+        bitmap=True),
+    "emojione": Drawn(
+        NpmPackage("@iconify-json/emojione", "1.2.3",
+                   "26a14f44284407e8bcde91799388dca2bfd91dbcd55a97f425524a1c5b73610e"),
+        "CC-BY-4.0", "Emoji One 2.3 by Emoji One, https://github.com/EmojiTwo/emojitwo, CC BY 4.0, redrawn small"),
+    "fxemoji": Drawn(
+        NpmPackage("@iconify-json/fxemoji", "1.2.2",
+                   "f3e72b3c59d05e1db03b7e308d55c0d05bd7ba3f625a90da1b79313c12858eef"),
+        "Apache-2.0", "Firefox OS Emoji by Mozilla, https://github.com/mozilla/fxemoji", shortcodes=False, draws=DRAWS),
+}
+# fmt: on
+NAMING = ("noto", "fluent-flat", "twemoji")
+"""Styles whose packages say which code points each name stands for, from surest to vaguest."""
+WORDS = {
+    "en/data.json", "zh/data.json", "meta/groups.json", "meta/unicode-names.json", "en/shortcodes/emojibase.json",
+    "en/shortcodes/cldr.json",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture to be drawn: a base or a variant of a concept in a style."""
+
+    points: str
+    """code() of the emoji, the key of the style's drawings."""
+    hex: str
+    style: str
+    concept: int
+    captions: list[str]
+    weight: float
+
+
+def build_emoji(to: Path, size: int = 64, cache: Path | None = None) -> Iterator[Event]:
+    """Build the emoji set at `to`: uint8 (size, size, 4) pictures, straight alpha, labels "style" and "concept".
+
+    A concept's family (base and skin tones) weighs 1 within a style. Tarballs are kept in `cache`.
+    Raises NotFound without npm, DataError when a package cannot be fetched or read.
+    """
+    words = yield from _read(NAMES, cache, lambda name: name in WORDS)
+    concepts = read_concepts(words)
+    sets: dict[str, IconSet] = {}
+    bitmaps: dict[str, dict[str, bytes]] = {}
+    for style, drawn in STYLES.items():
+        if drawn.bitmap:
+            found = yield from _read(drawn.package, cache, lambda name: name.endswith((".webp", ".png")))
+            bitmaps[style] = {code(Path(name).stem): data for name, data in found.items()}
+        else:
+            found = yield from _read(drawn.package, cache, lambda name: name in ("icons.json", "chars.json"))
+            sets[style] = IconSet.read(found, drawn.package.name)
+    targets = _targets(concepts, words, [sets[style] for style in NAMING if style in sets])
+    icons: dict[str, dict[str, str]] = {}
+    for style, drawings in sets.items():
+        drawn = STYLES[style]
+        tiers = [(points, names if drawn.shortcodes else names[:-1]) for points, names in targets]
+        by_eye = {code(c.hex): drawn.draws[c.en] for c in concepts if c.en in drawn.draws}
+        icons[style] = match(tiers, drawings, by_eye)
+
+    def draw(picture: Picture) -> np.ndarray:
+        if picture.style in bitmaps:
+            return draw_bitmap(bitmaps[picture.style][picture.points], size)
+        return draw_svg(*sets[picture.style].svg(icons[picture.style][picture.points]), size)
+
+    pictures = _pictures(concepts, {style: set(icons.get(style, bitmaps.get(style, {}))) for style in STYLES})
+    yield from _pack(Path(to), size, concepts, pictures, draw)
+
+
+def _read(
+    package: NpmPackage, cache: Path | None, wanted: Callable[[str], bool]
+) -> Generator[Event, None, dict[str, bytes]]:
+    path = yield from fetch(package, cache)
+    yield Progress(done=1, total=1, unit="packages", text=f"{package.name}@{package.version}")
+    return dict(members(path, wanted))
+
+
+def _targets(
+    concepts: list[Concept], words: Mapping[str, bytes], naming: list[IconSet]
+) -> list[tuple[str, list[list[str]]]]:
+    """(code, tiers of names) of every concept and variant: package names, labels, Unicode names, shortcodes."""
+    unicode_names = {code(points): name for points, name in _table(words, "meta/unicode-names.json").items()}
+    short: dict[str, list[str]] = {}
+    for file in ("en/shortcodes/emojibase.json", "en/shortcodes/cldr.json"):
+        for points, names in _table(words, file).items():
+            short.setdefault(code(points), []).extend([names] if isinstance(names, str) else names)
+    aliases: list[dict[str, list[str]]] = []
+    for icons in naming:
+        table: dict[str, list[str]] = {}
+        for alias, entry in icons.aliases.items():
+            if set(entry) == {"parent"}:
+                table.setdefault(entry["parent"], []).append(alias)
+        aliases.append(table)
+    out = []
+    for concept in concepts:
+        for points, label in [(concept.hex, concept.en), *((v.hex, v.en) for v in concept.variants)]:
+            at = code(points)
+            named = [icons.chars[at] for icons in naming if at in icons.chars]
+            other = [
+                name
+                for icons, table in zip(naming, aliases, strict=True)
+                for name in table.get(icons.chars.get(at, ""), [])
+            ]
+            out.append((at, [named, _spellings(label), other, [unicode_names.get(at, "")], short.get(at, [])]))
+    return out
+
+
+def _spellings(label: str) -> list[str]:
+    """A label, and a flag's as older sets name it."""
+    head, _, country = label.partition(": ")
+    return [label, f"flag for {country}", f"flag for flag {country}"] if head == "flag" else [label]
+
+
+def _table(words: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(words.get(name, b"{}")))
+    except ValueError as error:
+        raise DataError('"{name}" in emojibase-data is not JSON ({reason})', name=name, reason=error) from error
+
+
+def _pictures(concepts: list[Concept], drawn: Mapping[str, set[str]]) -> list[Picture]:
+    """Every picture there is, style by style, with its captions and its weight within its family."""
+    captions = Captions(concepts)
+    out = []
+    for style, codes in drawn.items():
+        for index, concept in enumerate(concepts):
+            variants = [variant for variant in concept.variants if code(variant.hex) in codes]
+            base = code(concept.hex) in codes
+            share = BASE_SHARE if base and variants else float(base)
+            if base:
+                out.append(Picture(code(concept.hex), concept.hex, style, index, captions.base(concept), share))
+            for variant in variants:
+                said = captions.variant(concept, variant)
+                weight = (1 - share) / len(variants)
+                out.append(Picture(code(variant.hex), variant.hex, style, index, said, weight))
+    return out
+
+
+def _pack(
+    to: Path, size: int, concepts: list[Concept], pictures: list[Picture], draw: Callable[[Picture], np.ndarray]
+) -> Iterator[Event]:
+    styles = list(STYLES)
+    sources = [
+        Source(
+            name=f"{style} ({drawn.package.name} {drawn.package.version})", licence=drawn.licence,
+            attribution=drawn.attribution, url=drawn.package.url,
+        )
+        for style, drawn in STYLES.items()
+    ]  # fmt: skip
+    info = SetInfo(
+        name="emoji", kind="image", shape=(size, size, 4), sources=[*sources, NAMES_SOURCE], held_out=HELD_OUT,
+        labels=[
+            LabelColumn(name="style", values=styles),
+            LabelColumn(name="concept", values=[concept.hex for concept in concepts]),
+        ],
+        about="Emoji in eight styles, named in English and Chinese; skin-tone variants share one concept's weight.",
+    )  # fmt: skip
+    began = shown = time.monotonic()
+    dropped = 0
+    with SetWriter(to, info) as writer:
+        for done, picture in enumerate(pictures):
+            concept, index = concepts[picture.concept], styles.index(picture.style)
+            now = time.monotonic()
+            if now - shown > 0.5:
+                shown, rate = now, done / (now - began)
+                eta = (len(pictures) - done) / rate if rate else None
+                yield Progress(
+                    done=done, total=len(pictures), unit="pictures", rate=rate, eta_s=eta, text=picture.style
+                )
+            try:
+                pixels = draw(picture)
+            except DataError as error:
+                dropped += 1
+                yield Log(level="warning", text=f"{picture.hex}/{picture.style} left out: {error}")
+                continue
+            writer.add(
+                Item(
+                    id=f"{picture.hex}/{picture.style}", data=pixels, captions=picture.captions,
+                    labels=(index, picture.concept), style=picture.style, group=concept.hex,
+                    split=split(concept.hex, picture.style), weight=picture.weight, source=index,
+                    extra={
+                        "hex": picture.hex, "group_name": concept.group,
+                        "held_out": held_out(concept.hex, picture.style),
+                    },
+                )
+            )  # fmt: skip
+            writer.info.sources[index].count += 1
+        writer.info.sources[-1].count = len(concepts)
+    count = len(pictures) - dropped
+    yield Progress(done=len(pictures), total=len(pictures), unit="pictures", eta_s=0)
+    yield Done(path=str(to), text=f"{count} pictures of {len(concepts)} concepts in {len(styles)} styles")

@@ -1,0 +1,267 @@
+"""Guides for walks: each bends a Denoise into another Denoise. Knows nothing about nets, samplers or prompts as text.
+
+`compose` puts them together, innermost first, whatever the order they are given in:
+
+    1. prompt guidance   `cfg` strength, an `interval` of noise levels, a `negative` and `weights`: one batched pass
+    2. other guides      in the order given; one that has only an energy bends x0 down its gradient (`descend`)
+    3. `mask`            puts the known part of a picture over whatever the others wished
+    4. `source`          stands in for all of them above its starting noise level, and saves their cost
+
+Guides hold tensors with one row per row of x, so requests with different pictures and conditions share a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sojourn.diffusion.path import like
+from sojourn.errors import InvalidInput
+from sojourn.types import Cond, Denoise, Guide
+
+Energy = Callable[[Tensor, Cond], Tensor]
+Terms = Sequence[tuple[Cond, Tensor | float]]
+
+
+@dataclass(frozen=True)
+class PromptGuide(Guide):
+    """A guide that changes what classifier-free guidance pulls to or away from; `compose` merges them."""
+
+    terms: tuple[tuple[Cond, Tensor | float], ...] = ()
+    """Conditions with weights (b,), in place of the request's own. () = not changed."""
+    away: Cond | None = None
+    """The condition guidance pushes away from. None = the empty one."""
+
+
+@dataclass(frozen=True)
+class Strength:
+    """How hard classifier-free guidance pulls, and where in the walk."""
+
+    guidance: Tensor | float = 1.0
+    """One number or (b,). 1 = the plain conditional model."""
+    low: float = 0.0
+    """Sigma below which guidance is 1."""
+    high: float | None = None
+    """Sigma above which guidance is 1. None = no bound. Source: Kynkäänniemi et al. 2024, eq. 5."""
+
+    def at(self, sigma: Tensor) -> Tensor:
+        """Guidance of each row, (b,)."""
+        inside = sigma >= self.low
+        if self.high is not None:
+            inside = inside & (sigma <= self.high)
+        return torch.where(inside, torch.as_tensor(self.guidance, dtype=sigma.dtype, device=sigma.device), 1.0)
+
+
+def compose(denoise: Denoise, guides: Sequence[Guide] = (), strength: Strength | None = None) -> Denoise:
+    """`denoise` bent by classifier-free guidance and by all guides, in the order of the module's docstring.
+
+    Raises InvalidInput for a second negative or a second set of weights.
+    """
+    terms: Terms = ()
+    away: Cond | None = None
+    for guide in guides:
+        if isinstance(guide, PromptGuide):
+            if (guide.terms and terms) or (guide.away is not None and away is not None):
+                raise InvalidInput('two guides are called "{name}"; join them into one', name=guide.name)
+            terms = guide.terms or terms
+            away = guide.away if guide.away is not None else away
+    out = prompted(denoise, strength or Strength(), terms, away)
+    others = [guide for guide in guides if not isinstance(guide, PromptGuide)]
+    for guide in sorted(others, key=lambda guide: _RANK.get(guide.name, 0)):
+        if guide.denoise is not None:
+            out = guide.denoise(out)
+        elif guide.energy is not None:
+            out = descend(out, guide.energy)
+    return out
+
+
+_RANK = {"mask": 1, "source": 2}
+
+
+def prompted(denoise: Denoise, strength: Strength, terms: Terms = (), away: Cond | None = None) -> Denoise:
+    """away + guidance * sum of weight_i * (term_i - away), all in one forward pass of the rows that need it.
+
+    Source: Ho & Salimans 2022, eq. 6; Liu et al. 2022 (composable diffusion), eq. 11. Without terms, negative or any
+    row with a condition, and where guidance is 1, this is one plain pass.
+    """
+
+    def guided(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        guidance = strength.at(sigma)
+        if not terms and (bool((guidance == 1).all()) or (away is None and not given(cond))):
+            return denoise(x, sigma, cond)
+        base = cond.null() if away is None else matched(away, cond)
+        parts = [matched(part, cond) for part, _ in terms] or [cond]
+        weights = [weight for _, weight in terms] or [1.0]
+        k = len(parts) + 1
+        rows = denoise(x.repeat(k, *(1 for _ in x.shape[1:])), sigma.repeat(k), Cond.cat([base, *parts]))
+        first, *rest = rows.chunk(k)
+        out = first
+        for part, weight in zip(rest, weights, strict=True):
+            pull = guidance * torch.as_tensor(weight, dtype=x.dtype, device=x.device)  # (b,)
+            out = out + like(pull, x) * (part - first)
+        return out
+
+    return guided
+
+
+def cfg(guidance: Tensor | float) -> Guide:
+    """Classifier-free guidance, for a walk that has none of its own; guidance is one number or (b,)."""
+    return Guide("cfg", denoise=lambda denoise: prompted(denoise, Strength(guidance)))
+
+
+def interval(guidance: Tensor | float, low: float, high: float) -> Guide:
+    """Classifier-free guidance for sigma in [low, high] only, the plain conditional model elsewhere."""
+    return Guide("interval", denoise=lambda denoise: prompted(denoise, Strength(guidance, low, high)))
+
+
+def negative(cond: Cond, guidance: Tensor | float = 1.0) -> Guide:
+    """Guidance pushes away from cond (b rows; an empty row = no negative) and not from the empty condition.
+
+    guidance is used only outside `compose`, which has its own.
+    """
+    return PromptGuide(
+        "negative", denoise=lambda denoise: prompted(denoise, Strength(guidance), (), cond), away=cond
+    )
+
+
+def weights(terms: Terms, guidance: Tensor | float = 1.0) -> Guide:
+    """Several conditions at once, each (b rows) with a weight, one number or (b,): `a::2 b::-0.5`.
+
+    Weights that sum to 1 keep the strength of guidance; a row with fewer terms has weight 0 for the others.
+    guidance is used only outside `compose`, which has its own.
+    """
+    kept = tuple(terms)
+    if not kept:
+        raise InvalidInput("a weighted prompt has no terms; give at least one")
+    return PromptGuide("weights", denoise=lambda denoise: prompted(denoise, Strength(guidance), kept), terms=kept)
+
+
+def mask(x_source: Tensor, edit_mask: Tensor) -> Guide:
+    """Only where edit_mask is 1 may the result differ from x_source; where it is 0 the two are equal.
+
+    x_source (b ...) in model space; edit_mask (b, 1, h, w) on its grid, in [0, 1]; a row of ones changes nothing.
+    The known part replaces the x0 prediction, so that x carries it with the walk's own noise at every level.
+    """
+    if edit_mask.shape[0] != x_source.shape[0] or edit_mask.shape[2:] != x_source.shape[2:]:
+        raise InvalidInput(
+            "edit mask of shape {mask} does not fit the picture of shape {x}; resize it to the model's grid",
+            mask=tuple(edit_mask.shape),
+            x=tuple(x_source.shape),
+        )
+
+    def bend(denoise: Denoise) -> Denoise:
+        def masked(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+            known = fitted(x_source, x, "mask")
+            return torch.lerp(known, denoise(x, sigma, cond), edit_mask.to(x))
+
+        return masked
+
+    return Guide("mask", denoise=bend)
+
+
+def source(x_source: Tensor, strength: Tensor | float) -> Guide:
+    """Start from x_source (b ...) with noise, and not from noise alone: img2img.
+
+    strength, one number or (b,): 0 = the source as it is, 1 = noise alone; between, the walk starts at
+    t = strength, sigma = t / (1 - t), rounded down to a level of the walk. Above that level x0 is the source itself,
+    so any sampler carries x to source + sigma * eps without an evaluation of the net. Source: Meng et al. 2022, alg. 1.
+    """
+    t = torch.as_tensor(strength, dtype=torch.float64)
+    if not bool(((t >= 0) & (t <= 1)).all()):
+        raise InvalidInput("strength {found} is outside 0..1", found=strength)
+    start = t / (1 - t)  # (b,) or (), inf where the source has no say
+
+    def bend(denoise: Denoise) -> Denoise:
+        def started(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+            known = fitted(x_source, x, "source")
+            # fp32 levels of a walk that means this very level must count as reached.
+            waiting = (sigma > start.to(sigma) * (1 + 1e-5)).expand(x.shape[0])
+            if bool(waiting.all()):
+                return known
+            x0 = denoise(x, sigma, cond)
+            return torch.where(like(waiting, x), known, x0) if bool(waiting.any()) else x0
+
+        return started
+
+    return Guide("source", denoise=bend)
+
+
+def energy(fn: Energy, weight: float = 1.0, name: str = "energy") -> Guide:
+    """weight * fn(x0, cond) as something to make small; fn gives (b,) and is differentiable in x0."""
+    return Guide(name, energy=lambda x0, cond: weight * fn(x0, cond))
+
+
+def descend(denoise: Denoise, fn: Energy) -> Denoise:
+    """x0 - w(sigma) * gradient of fn at x0, with w = sigma^2 / (1 + sigma^2); not through the net.
+
+    w is the variance of x0 given x for data of unit variance, so that a walk ends in p(x0) * exp(-fn(x0)), exactly so
+    for Gaussian data and a linear fn. Source: Song et al. 2023 (PiGDM), eq. 7 and 8, with the net's Jacobian left out.
+    """
+
+    def bent(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        x0 = denoise(x, sigma, cond).detach()
+        with torch.enable_grad():
+            leaf = x0.requires_grad_()
+            (gradient,) = torch.autograd.grad(fn(leaf, cond).sum(), leaf)
+        variance = sigma**2 / (1 + sigma**2)
+        return x0.detach() - like(variance, x) * gradient
+
+    return bent
+
+
+def given(cond: Cond) -> bool:
+    """Whether any row has a label or a text."""
+    return (
+        (cond.labels is not None and bool((cond.labels >= 0).any()))
+        or (cond.pooled is not None and bool(cond.pooled.any()))
+        or (cond.token_mask is not None and bool(cond.token_mask.any()))
+    )
+
+
+def matched(cond: Cond, to: Cond) -> Cond:
+    """cond with the fields, text length, source pictures and edit mask of `to`, so that the two can be one batch.
+
+    Raises InvalidInput for another number of rows. A field that only cond has is dropped: the net was not asked of it.
+    """
+    if cond.rows != to.rows:
+        raise InvalidInput(
+            "a guide's condition has {found} rows and the batch {rows}; give one per row", found=cond.rows, rows=to.rows
+        )
+    blank = to.null()
+
+    def text(mine: Tensor | None, its: Tensor | None) -> Tensor | None:
+        if mine is None or its is None:
+            return its
+        room = its.shape[1] - mine.shape[1]
+        if room < 0:
+            raise InvalidInput(
+                "a guide's text has {found} tokens and the batch {n}; pad both alike",
+                found=mine.shape[1],
+                n=its.shape[1],
+            )
+        return F.pad(mine, (0, 0) * (mine.ndim - 2) + (0, room))
+
+    return replace(
+        blank,
+        labels=cond.labels if blank.labels is not None and cond.labels is not None else blank.labels,
+        pooled=cond.pooled if blank.pooled is not None and cond.pooled is not None else blank.pooled,
+        tokens=text(cond.tokens, blank.tokens),
+        feats=text(cond.feats, blank.feats),
+        token_mask=text(cond.token_mask, blank.token_mask),
+    )
+
+
+def fitted(x_source: Tensor, x: Tensor, guide: str) -> Tensor:
+    """x_source as x's type and device; InvalidInput if it is of another shape."""
+    if x_source.shape != x.shape:
+        raise InvalidInput(
+            'the picture of guide "{guide}" has shape {found}, the walk {wanted}; give one per row in model space',
+            guide=guide,
+            found=tuple(x_source.shape),
+            wanted=tuple(x.shape),
+        )
+    return x_source.to(x)

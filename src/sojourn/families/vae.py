@@ -1,0 +1,246 @@
+"""Variational autoencoders: VAE, beta-VAE and class-conditional VAE; also the autoencoder under a latent codec.
+
+Source: Kingma & Welling 2013; Higgins et al. 2017 (beta); Sohn et al. 2015 (conditional).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sojourn.diffusion.langevin import walk
+from sojourn.families.base import BaseConfig, BaseOptions, Family, Phase, finished
+from sojourn.nets.blocks import CondEmbed, ResBlock
+from sojourn.nets.losses import gradient_l1
+from sojourn.registry import register
+from sojourn.types import Batch, Cond, DataSpec, Guide, Loss, Noise, Step
+
+
+class Encoder(nn.Module):
+    """(b, c, h, w) -> (b, 2 z, h / f, w / f): mean and log variance, or (b, 2 z) for a flat latent."""
+
+    def __init__(self, spec: DataSpec, config: VAE.Config) -> None:
+        super().__init__()
+        channels, stem = spec.shape[0], config.stem
+        self.stem = stem
+        widths = config.widths
+        layers: list[nn.Module] = [nn.Conv2d(channels * stem**2, widths[0], 3, padding=1)]
+        for i, width in enumerate(widths):
+            if i > 0:
+                layers.append(nn.Conv2d(widths[i - 1], width, 3, stride=2, padding=1))
+            layers += [ResBlock(width, width) for _ in range(config.depth[0])]
+        side = side_of(spec, config)
+        layers += [nn.GroupNorm(8, widths[-1]), nn.SiLU()]
+        if config.latent == "flat":
+            layers += [nn.Flatten(), nn.Linear(widths[-1] * side[0] * side[1], 2 * config.z)]
+        else:
+            layers.append(nn.Conv2d(widths[-1], 2 * config.z, 3, padding=1))
+        self.layers = nn.ModuleList(layers)
+        # The class enters beside the picture, as one number per channel of the first layer.
+        self.cond = CondEmbed(spec, widths[0]) if conditional(spec, config) else None
+
+    def forward(self, x: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
+        x = F.pixel_unshuffle(x, self.stem) if self.stem > 1 else x
+        x = self.layers[0](x)
+        if self.cond is not None:
+            x = x + self.cond(cond, x.shape[0])[0][:, :, None, None]
+        for layer in self.layers[1:]:
+            x = layer(x)
+        mean, logvar = x.chunk(2, dim=1)
+        return mean, logvar.clamp(-20, 10)
+
+
+class Decoder(nn.Module):
+    """Latent to (b, c, h, w)."""
+
+    def __init__(self, spec: DataSpec, config: VAE.Config) -> None:
+        super().__init__()
+        channels, stem = spec.shape[0], config.stem
+        self.stem = stem
+        widths = config.widths
+        self.side = side_of(spec, config)
+        self.flat = config.latent == "flat"
+        self.enter: nn.Module
+        if self.flat:
+            self.enter = nn.Linear(config.z, widths[-1] * self.side[0] * self.side[1])
+        else:
+            self.enter = nn.Conv2d(config.z, widths[-1], 3, padding=1)
+        layers: list[nn.Module] = []
+        for i in reversed(range(len(widths))):
+            layers += [ResBlock(widths[i], widths[i]) for _ in range(config.depth[1])]
+            if i > 0:
+                layers.append(nn.Conv2d(widths[i], widths[i - 1] * 4, 3, padding=1))
+                layers.append(nn.PixelShuffle(2))
+        layers += [nn.GroupNorm(8, widths[0]), nn.SiLU(), nn.Conv2d(widths[0], channels * stem**2, 3, padding=1)]
+        self.layers = nn.ModuleList(layers)
+        self.cond = CondEmbed(spec, widths[-1]) if conditional(spec, config) else None
+
+    def forward(self, z: Tensor, cond: Cond) -> Tensor:
+        x = self.enter(z)
+        if self.flat:
+            x = x.view(x.shape[0], -1, *self.side)
+        if self.cond is not None:
+            x = x + self.cond(cond, x.shape[0])[0][:, :, None, None]
+        for layer in self.layers:
+            x = layer(x)
+        return F.pixel_shuffle(x, self.stem) if self.stem > 1 else x
+
+
+def side_of(spec: DataSpec, config: VAE.Config) -> tuple[int, int]:
+    """Height and width of the smallest feature map."""
+    factor = config.stem * 2 ** (len(config.widths) - 1)
+    return spec.shape[1] // factor, spec.shape[2] // factor
+
+
+def conditional(spec: DataSpec, config: VAE.Config) -> bool:
+    return config.conditional and bool(spec.labels or spec.pooled_dim)
+
+
+@register(
+    "family",
+    "vae",
+    presets={
+        "tiny": {"widths": (8, 16), "z": 4, "depth": (1, 1)},
+        "s": {"widths": (32, 64), "z": 16, "depth": (1, 1)},
+        "64": {"stem": 2, "widths": (48, 96, 128, 128), "z": 64, "depth": (1, 1)},
+        "128": {"stem": 4, "widths": (48, 96, 128, 128), "z": 96, "depth": (1, 1)},
+        "f8": {
+            "stem": 4,
+            "widths": (96, 192),
+            "z": 8,
+            "depth": (1, 2),
+            "latent": "map",
+            "beta": 1e-3,
+            "edges": 1.0,
+        },
+    },
+    about="VAE: a smooth latent space; blurry samples, stable training",
+    source="Kingma & Welling 2013, Auto-Encoding Variational Bayes",
+)  # fmt: skip
+@register(
+    "family",
+    "beta-vae",
+    presets={
+        "tiny": {"widths": (8, 16), "z": 4, "depth": (1, 1), "beta": 4.0},
+        "64": {"stem": 2, "widths": (48, 96, 128, 128), "z": 32, "depth": (1, 1), "beta": 4.0},
+    },
+    about="beta-VAE: a heavier KL term for factors that come apart",
+    source="Higgins et al. 2017, beta-VAE",
+)
+@register(
+    "family",
+    "cvae",
+    presets={
+        "tiny": {"widths": (8, 16), "z": 4, "depth": (1, 1), "conditional": True},
+        "s": {"widths": (32, 64), "z": 16, "depth": (1, 1), "conditional": True},
+        "64": {"stem": 2, "widths": (48, 96, 128, 128), "z": 64, "depth": (1, 1), "conditional": True},
+    },
+    about="CVAE: a VAE that is told the class or the words",
+    source="Sohn et al. 2015, Learning Structured Output Representation",
+)
+class VAE(Family):
+    """Encoder and decoder trained on reconstruction + beta * KL; samples are decoded prior draws."""
+
+    class Config(BaseConfig):
+        widths: tuple[int, ...] = (32, 64)
+        """Channels per resolution, finest first; each further one halves the side."""
+        depth: tuple[int, int] = (1, 1)
+        """Residual blocks per resolution in the encoder and the decoder."""
+        stem: int = Field(1, ge=1, le=8)
+        """Pixels folded into channels before the first layer (space to depth). 1 = none."""
+        z: int = Field(16, ge=1, le=4096)
+        """Latent numbers (flat) or channels (map)."""
+        latent: Literal["flat", "map"] = "flat"
+        """flat: one vector. map: a small picture, for latent walks."""
+        beta: float = Field(1.0, ge=0)
+        """Weight of the KL term. 0 = a plain autoencoder with noise."""
+        edges: float = Field(0.0, ge=0)
+        """Weight of the L1 difference of neighbouring pixels, for sharper lines. 0 = off."""
+        reconstruction: Literal["l1", "l2"] = "l1"
+        """l1: Laplace likelihood. l2: Gaussian of unit variance."""
+        conditional: bool = False
+        """Whether labels and words enter both halves."""
+
+    class Options(BaseOptions):
+        temperature: float = Field(1.0, ge=0, le=4)
+        """Standard deviation of the latent draw. 0 = the mean picture."""
+        steps: int = Field(60, ge=1, le=1000)
+        """Steps of the latent walk when a guide is given."""
+        step_size: float = Field(0.05, gt=0, le=10)
+        """Step size of that walk."""
+
+    can: ClassVar[frozenset[str]] = frozenset({"sample", "encode", "decode"})
+    guides: ClassVar[frozenset[str]] = frozenset({"energy"})
+
+    def __init__(self, config: Config, spec: DataSpec) -> None:
+        super().__init__(config, spec)
+        self.config: VAE.Config = config
+        factor = config.stem * 2 ** (len(config.widths) - 1)
+        if spec.kind != "image" or spec.shape[1] % factor or spec.shape[2] % factor:
+            raise_shape(spec, factor)
+        self.enc = Encoder(spec, config)
+        self.dec = Decoder(spec, config)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one latent: (z,) or (z, h, w)."""
+        return (self.config.z,) if self.config.latent == "flat" else (self.config.z, *side_of(self.spec, self.config))
+
+    def phases(self) -> list[Phase]:
+        return [Phase("elbo", ("enc", "dec"))]
+
+    def loss(self, phase: str, batch: Batch, seen: int) -> Loss:
+        mean, logvar = self.enc(batch.x, batch.cond)
+        z = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
+        out = self.dec(z, batch.cond)
+        gap = out - batch.x
+        error = gap.abs() if self.config.reconstruction == "l1" else 0.5 * gap.square()
+        # Sums over a sample as in the ELBO, then per pixel, so that one rate serves every size.
+        size = batch.x[0].numel()
+        recon = error.flatten(1).mean(1)  # (b,)
+        kl = kl_normal(mean, logvar) / size  # (b,)
+        value = recon + self.config.beta * kl
+        logs = {"loss/recon": recon.detach(), "loss/kl": kl.detach()}
+        if self.config.edges:
+            lines = gradient_l1(out, batch.x)
+            value = value + self.config.edges * lines
+            logs["loss/edges"] = lines.detach()
+        return Loss(value, logs)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.enc(x, Cond())[0]
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.dec(z, Cond())
+
+    def sample(self, cond: Cond, noise: Noise, options: BaseOptions, guides: Sequence[Guide] = ()) -> Iterator[Step]:
+        assert isinstance(options, VAE.Options)
+        self.check_guides(guides)
+        z = options.temperature * noise.draw("z", self.latent_shape)
+        if not guides:
+            yield finished(self.dec(z, cond))
+            return
+        energies = [guide.energy for guide in guides if guide.energy is not None]
+        yield from walk(
+            lambda latent: self.dec(latent, cond), z, cond, energies, noise,
+            steps=options.steps, step_size=options.step_size, temperature=options.temperature,
+        )  # fmt: skip
+
+
+def kl_normal(mean: Tensor, logvar: Tensor) -> Tensor:
+    """KL(N(mean, exp(logvar)) || N(0, 1)) summed over all axes but the first, (b,). Source: Kingma 2013, app. B."""
+    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(1)
+
+
+def raise_shape(spec: DataSpec, factor: int) -> None:
+    from sojourn.errors import ConfigError
+
+    raise ConfigError(
+        "a VAE of this size takes pictures whose sides are multiples of {factor}, found {kind} {shape}",
+        factor=factor, kind=spec.kind, shape=spec.shape,
+    )  # fmt: skip

@@ -1,0 +1,133 @@
+"""A stage of a recipe to a package with fresh weights, and the run of a whole recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sojourn import config as configs
+from sojourn import package as packages
+from sojourn import registry
+from sojourn.config import Recipe, Stage, explain
+from sojourn.data.dataset import PackedSet
+from sojourn.errors import ConfigError, NotFound
+from sojourn.package import Package
+from sojourn.schema import Card, Done, Event, Log, Part
+from sojourn.train.loop import train
+from sojourn.train.state import write_text
+
+
+def find_set(name: str) -> Path:
+    """Folder of a set: a path, or a name in the home or cache folder."""
+    for path in (Path(name), configs.home() / "sets" / name, configs.cache() / "data" / name):
+        if (path / "set.json").is_file():
+            return path
+    raise NotFound(
+        'no data set "{name}"; make it with "sojourn starter {name}" or "sojourn prepare FOLDER --to {name}"', name=name
+    )
+
+
+def build(stage: Stage, data: PackedSet, parts: Mapping[str, Package], recipe: Recipe) -> Package:
+    """A package with fresh weights, its codec and conditioner fitted to `data`."""
+    entry = registry.get("family", stage.family)
+    codec = _fit("codec", stage.codec, parts, data)
+    conditioner = _fit("conditioner", stage.conditioner, parts, data)
+    values = {**registry.preset(stage.family, stage.preset), **stage.model}
+    try:
+        settings = entry.cls.Config(**values)  # type: ignore[attr-defined]
+        entry.cls.Options(**stage.options)  # type: ignore[attr-defined]
+    except ValueError as error:
+        raise explain(error, entry.cls.Config, f"stage {stage.name}") from None  # type: ignore
+    torch.manual_seed(stage.train.seed)
+    family = entry.cls(settings, conditioner.extend(codec.spec))
+    card = Card(
+        name=recipe.name, family=stage.family, config=settings.model_dump(mode="json"),
+        codec=Part(id=codec.id, config=codec.config),
+        conditioner=Part(id=conditioner.id, config=conditioner.config),
+        options=stage.options, can=tuple(sorted(family.can)),
+        parts={name: part.card.identity for name, part in parts.items()},
+        title=recipe.title, about=recipe.about, licence=recipe.licence, sources=list(data.info.sources),
+        recipe=stage.model_dump(mode="json"), failures=recipe.failures,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )  # fmt: skip
+    return Package(card, family, codec, conditioner, dict(parts))
+
+
+def _fit(table: registry.Table, part: Part, parts: Mapping[str, Package], data: PackedSet) -> Any:
+    """The codec or conditioner of `part`; one that can be fitted takes from `data` what its settings leave open."""
+    cls: Any = registry.get(table, part.id).cls
+    if hasattr(cls, "fit_to"):
+        return cls.fit_to(part.config, parts, data)
+    return cls(part.config, parts)
+
+
+def run_recipe(recipe: Recipe, folder: Path, start: Path | None = None) -> Iterator[Event]:
+    """Train every stage of `recipe` under `folder`, resuming what is there; the last package is the result.
+
+    start: a package whose weights the last stage begins with. Raises ConfigError when `folder` holds a run with
+    other settings.
+    """
+    _claim(recipe, folder)
+    done: dict[str, Path] = {}
+    for stage in recipe.stage:
+        path = folder / stage.name
+        if not (path / "done").is_file():
+            yield Log(text=f"stage {stage.name}: {stage.family}/{stage.preset} on {stage.data}")
+        data = PackedSet(find_set(stage.data))
+        parts = {name: packages.load(done.get(ref) or packages.find(ref)) for name, ref in stage.parts.items()}
+        package = build(stage, data, parts, recipe)
+        if start is not None and stage is recipe.stage[-1]:
+            yield from _start_from(package, start)
+        for event in train(package, data, stage.train, path):
+            if not isinstance(event, Done):
+                yield event
+        done[stage.name] = path / "package"
+    yield Done(path=str(done[recipe.stage[-1].name]))
+
+
+def _start_from(package: Package, path: Path) -> Iterator[Event]:
+    source = packages.load(packages.find(str(path)))
+    package.card.parent = source.card.identity
+    problems = packages.load_weights(package.family, source.family.state_dict(), strict=False)
+    for problem in problems:
+        yield Log(level="warning", text=f"not taken from {path}: {problem}")
+
+
+def _claim(recipe: Recipe, folder: Path) -> None:
+    """Write recipe.json, or check that the one there says the same."""
+    path = folder / "recipe.json"
+    mine = recipe.dump()
+    if path.is_file():
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+        difference = _difference(theirs, mine)
+        if difference:
+            raise ConfigError(
+                "{path} holds a run with other settings ({difference}); choose another folder with --run",
+                path=folder, difference=difference,
+            )  # fmt: skip
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(mine, indent=1, ensure_ascii=False))
+
+
+def _difference(theirs: Any, mine: Any, place: str = "") -> str:
+    """The first place where two resolved recipes differ, in words; texts about the recipe do not count."""
+    if isinstance(theirs, dict) and isinstance(mine, dict):
+        for key in sorted(theirs.keys() | mine.keys()):
+            if not place and key in {"title", "about", "licence", "failures"}:
+                continue
+            found = _difference(theirs.get(key), mine.get(key), f"{place}.{key}".strip("."))
+            if found:
+                return found
+        return ""
+    if isinstance(theirs, list) and isinstance(mine, list) and len(theirs) == len(mine):
+        return next(
+            (d for i, (a, b) in enumerate(zip(theirs, mine, strict=True)) if (d := _difference(a, b, f"{place}.{i}"))),
+            "",
+        )
+    return "" if theirs == mine else f"{place} was {theirs!r}, now {mine!r}"

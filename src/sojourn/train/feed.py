@@ -1,0 +1,102 @@
+"""Batches for the loop: packed rows through the codec and the conditioner. Batch k is a function of (seed, k) alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sojourn.data.dataset import PackedSet
+from sojourn.package import Package
+from sojourn.schema import Event, Progress
+from sojourn.train.state import guarded, write_text
+from sojourn.types import Batch, Cond
+
+
+class Feed:
+    """Reads one set for one package; `prepare` does what is done once (tokens, cached latents)."""
+
+    def __init__(self, package: Package, data: PackedSet, seed: int, folder: Path, cache: bool) -> None:
+        self.codec, self.conditioner = package.codec, package.conditioner
+        self.data, self.seed, self.folder, self.cache = data, seed, folder, cache
+        self.column: str | None = getattr(package.conditioner, "column", None)
+        self.key = {"codec": package.codec.id, "config": package.codec.config, "parts": package.card.parts}
+        self._encoded: np.ndarray | None = None
+        self._tokens: list[np.ndarray] = []
+
+    def prepare(self) -> Iterator[Event]:
+        """Tokenise texts; with `cache`, encode every row once into a file of the run."""
+        if self.data.info.kind == "text":
+            self._tokens = self.codec.pack_many([self.data.text(row) for row in range(len(self.data))])
+        elif self.cache:
+            yield from self._encode_all()
+
+    def _encode_all(self) -> Iterator[Event]:
+        shape = (len(self.data), *self.codec.spec.shape)
+        info = self.data.info.model_dump_json()
+        digest = hashlib.sha256((json.dumps(self.key, sort_keys=True) + info).encode()).hexdigest()
+        path, mark = self.folder / "encoded.bin", self.folder / "encoded.json"
+        if not (mark.is_file() and json.loads(mark.read_text()) == digest):
+            with guarded(path, lambda: path.unlink(missing_ok=True)), path.open("wb") as file:
+                for first in range(0, shape[0], 64):
+                    rows = np.arange(first, min(first + 64, shape[0]))
+                    file.write(self.codec.encode(self.data.raw(rows)).float().contiguous().numpy().tobytes())
+                    yield Progress(done=int(rows[-1]) + 1, total=shape[0], unit="rows", text="encoding the set once")
+            write_text(mark, json.dumps(digest))
+        self._encoded = np.memmap(path, np.float32, "r", shape=shape)
+
+    def batch(self, k: int, size: int, split: str = "train") -> Batch:
+        """Batch k of `size` rows."""
+        rows = self.data.draw(self.seed, k, size, split)
+        length: Tensor | None = None
+        if self.data.info.kind == "text":
+            x, length = self._windows(rows, k)
+        elif self._encoded is not None:
+            x = torch.from_numpy(np.ascontiguousarray(self._encoded[rows]))
+        else:
+            x = self.codec.encode(self.data.raw(rows))
+        meta = self.data.rows
+        return Batch(
+            x=x,
+            cond=self._cond(rows, k),
+            weight=torch.ones(len(rows)),
+            length=length,
+            ids=tuple(str(meta[row]["id"]) for row in rows),
+        )
+
+    def _cond(self, rows: np.ndarray, k: int) -> Cond:
+        if self.data.target is not None:
+            return Cond(pooled=torch.from_numpy(self.data.target[rows].astype(np.float32)))
+        return self.conditioner(self.data.prompts(rows, (self.seed, k), self.column))
+
+    def _windows(self, rows: np.ndarray, k: int) -> tuple[Tensor, Tensor]:
+        """Token rows of the codec's length; longer documents give a random window."""
+        span = self.codec.spec.shape[0]
+        out = torch.zeros(len(rows), span, dtype=torch.long)  # pad id is 0
+        length = torch.zeros(len(rows), dtype=torch.long)
+        picks = np.random.default_rng([self.seed, k, 7]).random(len(rows))
+        for i, (row, pick) in enumerate(zip(rows, picks, strict=True)):
+            tokens = self._tokens[row]
+            start = int(pick * (len(tokens) - span + 1)) if len(tokens) > span else 0
+            window = tokens[start : start + span]
+            out[i, : len(window)] = torch.from_numpy(np.asarray(window, dtype=np.int64))
+            length[i] = len(window)
+        return out, length
+
+    def held_out(self, most: int, size: int) -> Iterator[Batch]:
+        """Batches of the first rows (at most `most`) of the valid split; none when it is empty."""
+        count = min(most, len(self.data.indices("valid")))
+        for k in range(count // size if count >= size else (1 if count else 0)):
+            yield self.batch(k, min(size, count), "valid")
+
+    def prompts(self, count: int) -> tuple[np.ndarray, list[Any]]:
+        """Rows and prompts for a sheet, the same at every snapshot: from the valid split if there is one."""
+        split = "valid" if len(self.data.indices("valid")) else "train"
+        rows = self.data.draw(0, 0, count, split)
+        return rows, self.data.prompts(rows, (0, 0), self.column)

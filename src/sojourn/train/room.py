@@ -1,0 +1,94 @@
+"""Is there room? Disk for snapshots, memory for a batch; measured before a training starts."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor
+
+from sojourn.config import TrainConfig
+from sojourn.errors import OutOfRoom
+from sojourn.families.base import Family, Phase
+from sojourn.train.feed import Feed
+
+HEADROOM = 0.8
+"""Share of the free memory that activations may take."""
+
+
+def check_disk(folder: Path, tensors: Mapping[str, Tensor], config: TrainConfig) -> None:
+    """Raise OutOfRoom unless `keep` + 1 snapshots (with AdamW's two moments) and two packages fit."""
+    weights = sum(t.numel() * t.element_size() for key, t in tensors.items() if key.startswith("net/"))
+    needed = (config.keep + 1) * 4 * weights + 2 * weights
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OutOfRoom(
+            "this training needs about {needed} MB of disk at {path}, {free} MB are free; free some or set keep=1",
+            needed=needed >> 20, path=folder, free=free >> 20,
+        )  # fmt: skip
+
+
+def free_memory() -> int:
+    """Bytes that this process may still take: the machine's, its cgroup's or its own limit, whichever is least."""
+    limits = [psutil.virtual_memory().available]
+    for limit, usage in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            most = Path("/sys/fs/cgroup", limit).read_text().strip()
+            used = int(Path("/sys/fs/cgroup", usage).read_text())
+        except (OSError, ValueError):
+            continue
+        if most.isdigit():
+            limits.append(int(most) - used)
+    soft = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if soft != resource.RLIM_INFINITY:
+        limits.append(soft - psutil.Process().memory_info().vms)
+    return max(0, min(limits))
+
+
+def micro_batch(family: Family, phases: Sequence[Phase], feed: Feed, config: TrainConfig) -> int:
+    """Samples per forward pass: the whole batch if memory holds it, else an even split of it.
+
+    Measured on two samples by the bytes that autograd keeps. Raises OutOfRoom when not even one fits, or when the
+    family cannot split its batch.
+    """
+    sample = feed.batch(0, min(2, config.batch_size))
+    each = 0
+    for phase in phases:
+        kept = 0
+
+        def count(t: Tensor) -> Tensor:
+            nonlocal kept
+            kept += t.numel() * t.element_size()
+            return t
+
+        torch.manual_seed(config.seed)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+            family.loss(phase.name, sample, phase.start)
+        each = max(each, kept // len(sample))
+    weights = sum(p.numel() * p.element_size() for p in family.parameters())
+    room = HEADROOM * free_memory() - 3 * weights  # gradients and two moments come on top
+    fits = int(room / max(each, 1))
+    if fits >= config.batch_size:
+        return config.batch_size
+    if fits < 1 or not family.splittable:
+        raise OutOfRoom(
+            "a batch of {batch} needs about {needed} MB of memory, {free} MB are free; try batch_size <= {fits} "
+            "or a smaller preset",
+            batch=config.batch_size, needed=(each * config.batch_size + 3 * weights) >> 20,
+            free=free_memory() >> 20, fits=max(fits, 0),
+        )  # fmt: skip
+    parts = -(-config.batch_size // fits)
+    return -(-config.batch_size // parts)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed."""
+    words = str(error)
+    return isinstance(error, MemoryError) or "allocate memory" in words or "out of memory" in words

@@ -1,0 +1,57 @@
+"""What a snapshot looks like: a sheet of samples (and reconstructions) with fixed seeds, or a page of text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from sojourn.config import TrainConfig
+from sojourn.families.base import Family
+from sojourn.package import Package
+from sojourn.train.feed import Feed
+from sojourn.train.state import write_text
+from sojourn.types import Noise
+
+
+@torch.no_grad()
+def draw_sheet(package: Package, family: Family, feed: Feed, config: TrainConfig, stem: Path) -> Path | None:
+    """Draw `config.sheet` samples to stem.png or stem.txt; None when there is nothing to show."""
+    if not config.sheet or "sample" not in family.can:
+        return None
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    family.eval()
+    rows, prompts = feed.prompts(config.sheet)
+    options = family.Options(**package.card.options)
+    cond = package.conditioner(prompts)
+    step = None
+    for step in family.sample(cond, Noise(range(config.sheet)), options):  # noqa: B007 - the last one is the result
+        pass
+    assert step is not None
+    media = package.codec.unpack(package.codec.decode(step.x0))
+    if family.spec.kind == "text":
+        path = stem.with_suffix(".txt")
+        write_text(path, "\n\n----\n\n".join(str(text) for text in media) + "\n")
+        return path
+    if {"encode", "decode"} <= family.can:
+        x = package.codec.encode(feed.data.raw(rows))
+        again = package.codec.unpack(package.codec.decode(family.decode(family.encode(x))))
+        media = [*package.codec.unpack(package.codec.decode(x)), *again, *media]
+    path = stem.with_suffix(".png")
+    part = stem.with_suffix(".part")
+    grid(media, columns=min(16, config.sheet)).save(part, format="PNG")
+    part.replace(path)
+    return path
+
+
+def grid(pictures: list[Any], columns: int, gap: int = 2) -> Image.Image:
+    """Pictures of one size in rows of `columns`, on white."""
+    width, height = pictures[0].size
+    lines = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, lines * (height + gap) + gap), "white")
+    for i, picture in enumerate(pictures):
+        place = (gap + i % columns * (width + gap), gap + i // columns * (height + gap))
+        sheet.paste(picture.convert("RGBA"), place, picture.convert("RGBA"))
+    return sheet
