@@ -119,7 +119,9 @@ def check_rows_apart(family: Family) -> None:
         b = gradients(family, phase, [replace(mixed, weight=weight)])
         for name, grad in a.items():
             if grad is not None:
-                torch.testing.assert_close(grad, b[name], rtol=2e-3, atol=1e-5, msg=f"{phase.name}: {name} sees weight-0 rows")
+                torch.testing.assert_close(
+                    grad, b[name], rtol=2e-3, atol=1e-5, msg=f"{phase.name}: {name} sees weight-0 rows"
+                )
 
 
 def check_sample(family: Family, like: Callable[[Step], None] | None = None) -> None:
@@ -164,9 +166,7 @@ def check_state(family: Family) -> None:
     if "sample" not in family.can:
         return
     with torch.no_grad():
-        outs = [
-            list(f.eval().sample(cond_for(f.spec, 2), Noise([1, 2]), f.Options()))[-1].x0 for f in (family, fresh)
-        ]
+        outs = [list(f.eval().sample(cond_for(f.spec, 2), Noise([1, 2]), f.Options()))[-1].x0 for f in (family, fresh)]
     assert torch.equal(*outs), "save and load change the sample"
 
 

@@ -117,6 +117,11 @@ def cache() -> Path:
     return Path(os.environ.get("SOJOURN_CACHE") or Path.home() / ".cache" / "sojourn")
 
 
+def set_folder(name: str) -> Path:
+    """Where a set of this name goes: a path as it is, a bare name into the home folder."""
+    return Path(name) if "/" in name or "\\" in name else home() / "sets" / name
+
+
 def recipes() -> dict[str, Path]:
     """Shipped recipes, name -> file, sorted."""
     folder = Path(str(resources.files("sojourn").joinpath("recipes")))

@@ -1,7 +1,7 @@
 """Files as bytes: whole or not at all when written, guarded when read. Knows nothing above the errors.
 
 Writing goes beside the place, is synced and renamed. Reading follows no link, has a size limit, and believes no
-number of a JSON, safetensors or zip file before it has been checked. Nothing is ever unpickled.
+number of a JSON or safetensors file before it has been checked. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -9,29 +9,26 @@ from __future__ import annotations
 import ctypes
 import errno
 import hashlib
-import io
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import stat
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
-from sojourn.errors import InvalidInput, NotFound, OutOfRoom, PackageError
+from sojourn.errors import InvalidInput, OutOfRoom, PackageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 HEADER_BYTES = 4 << 20
 """A safetensors header at most: some 40,000 tensors. As Python objects it is about twenty times as large."""
-DIRECTORY_BYTES = 1 << 20
-"""A zip's list of entries at most."""
 _SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _TORCH = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
@@ -42,7 +39,7 @@ _TORCH = {
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace the file at `path` by `data` in one step. Raises OutOfRoom, InvalidInput."""
     part = _beside(path)
-    with _writing(path):
+    with writing(path):
         try:
             with part.open("wb") as file:
                 file.write(data)
@@ -62,7 +59,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     Where the system can swap two names in one step (Linux), `target` is the old or the new folder at every moment;
     elsewhere a crash between two renames is mended by the next `settle`. Raises OutOfRoom, InvalidInput.
     """
-    with _writing(target):
+    with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         settle(target)
         _sweep(target)
@@ -110,7 +107,9 @@ def open_inside(folder: Path, name: str) -> BinaryIO:
         raise PackageError('file "{file}" is missing in "{folder}"', file=name, folder=folder) from None
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise PackageError('"{file}" in "{folder}" is a link; links are refused', file=name, folder=folder) from None
+            raise PackageError(
+                '"{file}" in "{folder}" is a link; links are refused', file=name, folder=folder
+            ) from None
         raise PackageError(
             'file "{file}" in "{folder}" cannot be read: {reason}', file=name, folder=folder, reason=error.strerror
         ) from None
@@ -126,14 +125,16 @@ def read_inside(folder: Path, name: str, limit: int) -> bytes:
         size = os.fstat(file.fileno()).st_size
         data = file.read(limit + 1) if size <= limit else b""
     if size > limit or len(data) > limit:
-        raise PackageError('file "{file}" has {size} bytes, at most {limit} are read', file=name, size=size, limit=limit)
+        raise PackageError(
+            'file "{file}" has {size} bytes, at most {limit} are read', file=name, size=size, limit=limit
+        )
     return data
 
 
 def sha256_inside(folder: Path, name: str) -> str:
     """sha256 of the file `name` under `folder`, in hex."""
     with open_inside(folder, name) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def canonical(value: Any) -> bytes:
@@ -156,7 +157,7 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
 
 def printable(text: str, limit: int = 120) -> str:
     """Foreign text fit for a message: one line, control characters escaped, at most `limit` characters."""
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: limit + 1])
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
@@ -171,6 +172,11 @@ class TensorEntry:
     @property
     def numel(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def torch_name(self) -> str:
+        """ "float32", "int64" …: the name of its dtype in torch."""
+        return _TORCH[self.dtype]
 
 
 class TensorFile:
@@ -212,7 +218,7 @@ class TensorFile:
 
         for name, entry in self.entries.items():
             flat = torch.empty(entry.size_bytes, dtype=torch.uint8)
-            view = memoryview(flat.numpy())
+            view = memoryview(flat.numpy())  # type: ignore[arg-type]
             done = 0
             while done < entry.size_bytes:
                 count = self._file.readinto(view[done:])  # type: ignore[attr-defined]
@@ -221,7 +227,7 @@ class TensorFile:
                 done += count
             self._digest.update(view)
             # a bool is one byte that could hold anything
-            typed = flat != 0 if entry.dtype == "BOOL" else flat.view(getattr(torch, _TORCH[entry.dtype]))
+            typed = flat != 0 if entry.dtype == "BOOL" else flat.view(getattr(torch, entry.torch_name))
             yield name, typed.reshape(entry.shape)
 
     @property
@@ -271,7 +277,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     head += b" " * (-len(head) % 8)
     digest = hashlib.sha256()
-    with _writing(path), path.open("wb") as file:
+    with writing(path), path.open("wb") as file:
         for block in (len(head).to_bytes(8, "little"), head, *map(_raw, tensors.values())):
             digest.update(block)
             file.write(block)
@@ -280,73 +286,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def unzip(source: Path, folder: Path, accept: Callable[[str], bool], limit: int) -> None:
-    """Unpack a zip into `folder`: only names that `accept` takes, at most `limit` bytes and 1,000 files.
-
-    One folder around everything is taken off. Raises PackageError, NotFound, OutOfRoom.
-    """
-    try:
-        with zipfile.ZipFile(_Limited(source)) as archive:  # type: ignore[arg-type]
-            entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-            names = [entry.filename for entry in entries]
-            head = names[0].split("/")[0] + "/" if names else ""
-            strip = len(head) if head and all(name.startswith(head) for name in names) else 0
-            total = 0
-            for entry in entries:
-                name = entry.filename[strip:]
-                mode = entry.external_attr >> 16
-                kind = stat.S_IFMT(mode) if entry.create_system == 3 else 0
-                if not accept(name) or kind not in (0, stat.S_IFREG) or entry.flag_bits & 1:
-                    raise PackageError(
-                        '"{zip}" holds "{file}", which no package has; nothing was imported',
-                        zip=source.name, file=printable(entry.filename),
-                    )  # fmt: skip
-                total += entry.file_size
-            # weights hardly shrink: what unpacks to a hundred times its size is a bomb
-            if total > min(limit, 100 * source.stat().st_size + (16 << 20)) or len(entries) > 1000:
-                raise PackageError('"{zip}" unpacks to {size} bytes; nothing was imported', zip=source.name, size=total)
-            if len({name.casefold() for name in names}) < len(names):
-                raise PackageError('"{zip}" holds a name twice; nothing was imported', zip=source.name)
-            for entry in entries:
-                _unpack(archive, entry, folder / entry.filename[strip:])
-    except FileNotFoundError:
-        raise NotFound('no file "{zip}"', zip=source) from None
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, UnicodeError, ValueError, _zlib_error()) as error:
-        raise PackageError(
-            '"{zip}" is not a sound zip: {reason}', zip=source.name, reason=printable(str(error))
-        ) from None
-
-
-def _unpack(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _writing(path), archive.open(entry) as source, path.open("xb") as target:
-        left = entry.file_size
-        while block := source.read(min(1 << 20, left + 1)):
-            left -= len(block)
-            if left < 0:
-                raise zipfile.BadZipFile(f"{entry.filename} is longer than it claims")
-            target.write(block)
-
-
-class _Limited(io.FileIO):
-    """A file that refuses to be read in large pieces: `zipfile` reads its directory in one, before any count."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size is not None and size > DIRECTORY_BYTES:
-            raise zipfile.BadZipFile(f"its list of files has {size} bytes")
-        return super().read(DIRECTORY_BYTES if size is None or size < 0 else size) or b""
-
-
-def _zlib_error() -> type[Exception]:
-    import zlib
-
-    return zlib.error
-
-
 def _raw(tensor: Tensor) -> Any:
     import torch
 
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def _sizes(value: object) -> bool:
@@ -361,7 +304,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """Turn an error of the system while writing `path` into OutOfRoom or InvalidInput."""
     try:
         yield
     except OSError as error:
@@ -386,20 +330,12 @@ def _aside(path: Path) -> Path:
 
 def _sweep(target: Path) -> None:
     """Remove what killed processes left of earlier attempts at `target`."""
-    for part in target.parent.glob(f".{target.name}.*-*.part"):
-        owner = part.name.removeprefix(f".{target.name}.").split("-")[0]
-        if owner.isdigit() and not _alive(int(owner)):
-            shutil.rmtree(part, ignore_errors=True)
+    for part in target.parent.iterdir():
+        if found := re.fullmatch(rf"\.{re.escape(target.name)}\.(\d{{1,9}})-[0-9a-f]+\.part", part.name):
+            import psutil
 
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:
-        return True
-    return True
+            if not psutil.pid_exists(int(found[1])):
+                shutil.rmtree(part, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

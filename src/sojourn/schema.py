@@ -36,7 +36,9 @@ def visible(text: str) -> bool:
 
 def _words(text: str) -> str:
     if found := REFUSED.search(text):
-        raise InvalidInput("text holds U+{code}, which is no character of a text; remove it", code=f"{ord(found[0]):04X}")
+        raise InvalidInput(
+            "text holds U+{code}, which is no character of a text; remove it", code=f"{ord(found[0]):04X}"
+        )
     if not visible(text):
         raise InvalidInput("text shows nothing; write a word")
     return text

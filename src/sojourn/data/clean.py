@@ -21,11 +21,12 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from sojourn.errors import DataError, NotFound
 
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "TGA", "QOI")
-"""Pillow's names. JPEG includes MPO. Formats that start other programs (EPS) or are documents (PDF, PSD, SVG) are not among them."""
+"""Pillow's names; MPO comes as JPEG. Formats that start other programs (EPS) or are documents (PDF) are left out."""
 
 Fit = Literal["crop", "pad"]
 Background = Literal["white", "black"]
 
+_MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\x00", b"MM\x00*", b"qoif", b"\x00\x00\x01\x00")
 _STRIP_PIXELS = 1 << 20
 _ORIENTATION = 0x0112  # EXIF tag
 _TURN = {
@@ -137,6 +138,8 @@ def _unidentified(file: BinaryIO) -> Refused:
     head = file.read(512)
     if b"<svg" in head or head.lstrip()[:5] == b"<?xml":
         return Refused("format not supported", "SVG; draw it to PNG first")
+    if head.startswith(_MAGIC) or head[4:8] in (b"ftyp", b"jP  "):
+        return Refused("corrupt", "the header does not parse, or is of a kind that is not supported")
     return Refused("not a picture", f"starts with {head[:8].hex(' ')}")
 
 
@@ -308,7 +311,7 @@ def perceptual_hash(array: np.ndarray) -> int:
     low: np.ndarray = _cosines() @ np.asarray(grey, np.float64) @ _cosines().T
     ac = low.ravel().copy()
     ac[0] = 0.0
-    bits = np.rint(ac) > np.rint(np.median(ac[1:]))
+    bits = np.rint(ac) > np.rint(np.sort(ac[1:])[31])
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 

@@ -20,7 +20,8 @@ HELD_OUT = (
     "HEX = emojibase hexcode of the base concept, upper case. A concept is held out whole if the first 8 hex digits "
     "of sha256(HEX), as a number, are 0 mod 50; a (concept, style) pair if those of sha256(HEX/style) are 0 mod 20. "
     'Skin-tone variants go with their base. Held-out rows are split "test". Of the other pairs, those with '
-    'sha256(valid/HEX/style) 0 mod 50 are split "valid", the rest "train".'
+    'sha256(valid/HEX/style) 0 mod 50 are split "valid", the rest "train"; '
+    "pictures that equal a held-out one pixel for pixel under another name are left out."
 )
 GENERIC = 20
 """A tag that more concepts than this share says too little to stand alone."""

@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,7 @@ class Picture:
 def build_emoji(to: Path, size: int = 64, cache: Path | None = None) -> Iterator[Event]:
     """Build the emoji set at `to`: uint8 (size, size, 4) pictures, straight alpha, labels "style" and "concept".
 
+    Held-out pictures come first, so that a twin of one under another name can be left out of training.
     A concept's family (base and skin tones) weighs 1 within a style. Tarballs are kept in `cache`.
     Raises NotFound without npm, DataError when a package cannot be fetched or read.
     """
@@ -226,8 +228,10 @@ def _pack(
         ],
         about="Emoji in eight styles, named in English and Chinese; skin-tone variants share one concept's weight.",
     )  # fmt: skip
+    pictures = sorted(pictures, key=lambda p: held_out(concepts[p.concept].hex, p.style) is None)
+    hidden: set[bytes] = set()
     began = shown = time.monotonic()
-    dropped = 0
+    dropped = twins = 0
     with SetWriter(to, info) as writer:
         for done, picture in enumerate(pictures):
             concept, index = concepts[picture.concept], styles.index(picture.style)
@@ -244,19 +248,25 @@ def _pack(
                 dropped += 1
                 yield Log(level="warning", text=f"{picture.hex}/{picture.style} left out: {error}")
                 continue
+            held = held_out(concept.hex, picture.style)
+            look = sha256(pixels.tobytes()).digest()
+            if held:
+                hidden.add(look)
+            elif look in hidden:
+                twins += 1
+                continue
             writer.add(
                 Item(
                     id=f"{picture.hex}/{picture.style}", data=pixels, captions=picture.captions,
                     labels=(index, picture.concept), style=picture.style, group=concept.hex,
                     split=split(concept.hex, picture.style), weight=picture.weight, source=index,
-                    extra={
-                        "hex": picture.hex, "group_name": concept.group,
-                        "held_out": held_out(concept.hex, picture.style),
-                    },
+                    extra={"hex": picture.hex, "group_name": concept.group, "held_out": held},
                 )
             )  # fmt: skip
             writer.info.sources[index].count += 1
         writer.info.sources[-1].count = len(concepts)
-    count = len(pictures) - dropped
+    count = len(pictures) - dropped - twins
+    if twins:
+        yield Log(text=f"{twins} pictures left out: pixel for pixel the same as a held-out one of another name")
     yield Progress(done=len(pictures), total=len(pictures), unit="pictures", eta_s=0)
     yield Done(path=str(to), text=f"{count} pictures of {len(concepts)} concepts in {len(styles)} styles")

@@ -206,7 +206,7 @@ def chinese_rows(dictionary: str, count: int) -> list[Row]:
     """The `count` most frequent words of jieba's dictionary ("word count part-of-speech" a line), without names."""
     words: list[tuple[int, str]] = []
     for line in dictionary.splitlines():
-        word, number, part = (line.split() + ["", "0", ""])[:3]
+        word, number, part = [*line.split(), "", "0", ""][:3]
         if not part.startswith(("nr", "nt", "m", "eng")):
             words.append((int(number), word))
     words.sort(key=lambda pair: (-pair[0], pair[1]))
@@ -271,7 +271,8 @@ ADJECTIVES = (
     ("fast", "快速的"), ("flying", "飞行的"), ("smiling", "微笑的"), ("crying", "哭泣的"), ("laughing", "大笑的"),
     ("dancing", "跳舞的"), ("running", "奔跑的"), ("sleeping", "睡觉的"), ("wet", "湿的"), ("bright", "明亮的"),
     ("dark", "黑暗的"), ("striped", "条纹"), ("magic", "魔法"), ("christmas", "圣诞"), ("baby", "宝宝"),
-    ("wild", "野生的"), ("two", "两个"), ("three", "三个"), ("simple", "简单的"), ("cool", "酷的"), ("strong", "强壮的"),
+    ("wild", "野生的"), ("two", "两个"), ("three", "三个"), ("simple", "简单的"), ("cool", "酷的"),
+    ("strong", "强壮的"),
 )  # fmt: skip
 
 STYLES = (

@@ -5,7 +5,7 @@
     1. prompt guidance   `cfg` strength, an `interval` of noise levels, a `negative` and `weights`: one batched pass
     2. other guides      in the order given; one that has only an energy bends x0 down its gradient (`descend`)
     3. `mask`            puts the known part of a picture over whatever the others wished
-    4. `source`          stands in for all of them above its starting noise level, and saves their cost
+    4. `source`          stands in for all of them above its starting noise level, where `begin` starts the walk
 
 Guides hold tensors with one row per row of x, so requests with different pictures and conditions share a batch.
 """
@@ -13,7 +13,7 @@ Guides hold tensors with one row per row of x, so requests with different pictur
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -38,6 +38,15 @@ class PromptGuide(Guide):
 
 
 @dataclass(frozen=True)
+class SourceGuide(Guide):
+    """A guide that says where the walk starts; see `source` and `begin`."""
+
+    x_source: Tensor = field(default_factory=lambda: torch.empty(0))
+    start: float = float("inf")
+    """Sigma above which the source stands in for x0."""
+
+
+@dataclass(frozen=True)
 class Strength:
     """How hard classifier-free guidance pulls, and where in the walk."""
 
@@ -59,14 +68,17 @@ class Strength:
 def compose(denoise: Denoise, guides: Sequence[Guide] = (), strength: Strength | None = None) -> Denoise:
     """`denoise` bent by classifier-free guidance and by all guides, in the order of the module's docstring.
 
-    Raises InvalidInput for a second negative or a second set of weights.
+    Raises InvalidInput for a second negative, set of weights, or source.
     """
     terms: Terms = ()
     away: Cond | None = None
+    once: set[str] = set()
     for guide in guides:
-        if isinstance(guide, PromptGuide):
-            if (guide.terms and terms) or (guide.away is not None and away is not None):
+        if isinstance(guide, PromptGuide | SourceGuide):
+            if guide.name in once:
                 raise InvalidInput('two guides are called "{name}"; join them into one', name=guide.name)
+            once.add(guide.name)
+        if isinstance(guide, PromptGuide):
             terms = guide.terms or terms
             away = guide.away if guide.away is not None else away
     out = prompted(denoise, strength or Strength(), terms, away)
@@ -93,6 +105,7 @@ def prompted(denoise: Denoise, strength: Strength, terms: Terms = (), away: Cond
         guidance = strength.at(sigma)
         if not terms and (bool((guidance == 1).all()) or (away is None and not given(cond))):
             return denoise(x, sigma, cond)
+        cond = cond if cond.rows else (away or terms[0][0]).null()
         base = cond.null() if away is None else matched(away, cond)
         parts = [matched(part, cond) for part, _ in terms] or [cond]
         weights = [weight for _, weight in terms] or [1.0]
@@ -123,9 +136,7 @@ def negative(cond: Cond, guidance: Tensor | float = 1.0) -> Guide:
 
     guidance is used only outside `compose`, which has its own.
     """
-    return PromptGuide(
-        "negative", denoise=lambda denoise: prompted(denoise, Strength(guidance), (), cond), away=cond
-    )
+    return PromptGuide("negative", denoise=lambda denoise: prompted(denoise, Strength(guidance), (), cond), away=cond)
 
 
 def weights(terms: Terms, guidance: Tensor | float = 1.0) -> Guide:
@@ -163,23 +174,23 @@ def mask(x_source: Tensor, edit_mask: Tensor) -> Guide:
     return Guide("mask", denoise=bend)
 
 
-def source(x_source: Tensor, strength: Tensor | float) -> Guide:
+def source(x_source: Tensor, strength: float) -> Guide:
     """Start from x_source (b ...) with noise, and not from noise alone: img2img.
 
-    strength, one number or (b,): 0 = the source as it is, 1 = noise alone; between, the walk starts at
-    t = strength, sigma = t / (1 - t), rounded down to a level of the walk. Above that level x0 is the source itself,
-    so any sampler carries x to source + sigma * eps without an evaluation of the net. Source: Meng et al. 2022, alg. 1.
+    strength: 0 = the source as it is, 1 = noise alone; between, the walk starts at t = strength, sigma = t / (1 - t),
+    rounded down to one of its levels. Source: Meng et al. 2022 (SDEdit), alg. 1. As a Denoise it is the source itself
+    above that level, which carries x to source + sigma * eps; `begin` goes there at once, which a second-order sampler
+    needs, for it would take the change of x0 at the start for a slope.
     """
-    t = torch.as_tensor(strength, dtype=torch.float64)
-    if not bool(((t >= 0) & (t <= 1)).all()):
+    if not 0 <= strength <= 1:
         raise InvalidInput("strength {found} is outside 0..1", found=strength)
-    start = t / (1 - t)  # (b,) or (), inf where the source has no say
+    # Levels are fp32: one that means the start itself must count as reached.
+    start = float("inf") if strength == 1 else strength / (1 - strength) * (1 + 1e-5)
 
     def bend(denoise: Denoise) -> Denoise:
         def started(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+            waiting = sigma > start  # (b,)
             known = fitted(x_source, x, "source")
-            # fp32 levels of a walk that means this very level must count as reached.
-            waiting = (sigma > start.to(sigma) * (1 + 1e-5)).expand(x.shape[0])
             if bool(waiting.all()):
                 return known
             x0 = denoise(x, sigma, cond)
@@ -187,7 +198,18 @@ def source(x_source: Tensor, strength: Tensor | float) -> Guide:
 
         return started
 
-    return Guide("source", denoise=bend)
+    return SourceGuide("source", denoise=bend, x_source=x_source, start=start)
+
+
+def begin(eps: Tensor, sigmas: Tensor, guides: Sequence[Guide] = ()) -> tuple[Tensor, Tensor]:
+    """Where a walk starts, x (b ...), and the noise levels left to it: from noise, or from a `source`."""
+    for guide in guides:
+        if isinstance(guide, SourceGuide):
+            above = int((sigmas > guide.start).sum())
+            if above:
+                left = sigmas[min(above, len(sigmas) - 2) :]
+                return fitted(guide.x_source, eps, guide.name) + left[0] * eps, left
+    return sigmas[0] * eps, sigmas
 
 
 def energy(fn: Energy, weight: float = 1.0, name: str = "energy") -> Guide:
@@ -225,8 +247,14 @@ def given(cond: Cond) -> bool:
 def matched(cond: Cond, to: Cond) -> Cond:
     """cond with the fields, text length, source pictures and edit mask of `to`, so that the two can be one batch.
 
-    Raises InvalidInput for another number of rows. A field that only cond has is dropped: the net was not asked of it.
+    Raises InvalidInput for another number of rows, and for a field that `to` does not have.
     """
+    for name in ("labels", "pooled", "feats"):
+        if getattr(cond, name) is not None and getattr(to, name) is None:
+            raise InvalidInput(
+                "a guide's condition has {field} and the batch has none; make both with the package's conditioner",
+                field=name,
+            )
     if cond.rows != to.rows:
         raise InvalidInput(
             "a guide's condition has {found} rows and the batch {rows}; give one per row", found=cond.rows, rows=to.rows
@@ -247,8 +275,8 @@ def matched(cond: Cond, to: Cond) -> Cond:
 
     return replace(
         blank,
-        labels=cond.labels if blank.labels is not None and cond.labels is not None else blank.labels,
-        pooled=cond.pooled if blank.pooled is not None and cond.pooled is not None else blank.pooled,
+        labels=blank.labels if cond.labels is None else cond.labels,
+        pooled=blank.pooled if cond.pooled is None else cond.pooled,
         tokens=text(cond.tokens, blank.tokens),
         feats=text(cond.feats, blank.feats),
         token_mask=text(cond.token_mask, blank.token_mask),

@@ -73,9 +73,7 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor, cond: Cond, noise: Noi
         yield step(x0, x, low)
 
 
-def langevin(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, cond: Cond, noise: Noise, inner: int = 2
-) -> Iterator[Step]:
+def langevin(denoise: Denoise, x: Tensor, sigmas: Tensor, cond: Cond, noise: Noise, inner: int = 2) -> Iterator[Step]:
     """Annealed Langevin dynamics, the literal random walk: `inner` random steps at each level, one evaluation each.
 
     A step at one level moves CHURN of the way to x0, along the score (x0 - x) / sigma^2, and replaces the noise lost.

@@ -73,9 +73,7 @@ class Family(nn.Module):
         """Loss of one phase, one value per sample. Random draws come from torch's global generator."""
         raise NotImplementedError
 
-    def sample(
-        self, cond: Cond, noise: Noise, options: BaseOptions, guides: Sequence[Guide] = ()
-    ) -> Iterator[Step]:
+    def sample(self, cond: Cond, noise: Noise, options: BaseOptions, guides: Sequence[Guide] = ()) -> Iterator[Step]:
         """Walk from noise to samples, one per seed of `noise`; the last Step is the result.
 
         cond has len(noise) rows, or none at all. Raises Unsupported for a guide without a usable form.

@@ -92,6 +92,7 @@ class DCGAN(Family):
     Options = DCGANOptions
     can: ClassVar[frozenset[str]] = frozenset({"sample"})
     averaged: ClassVar[tuple[str, ...]] = ("G",)
+    score: ClassVar[str] = "held_out/swd"
     guides: ClassVar[frozenset[str]] = frozenset({"energy"})
 
     config: DCGANConfig

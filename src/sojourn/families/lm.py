@@ -90,6 +90,7 @@ class LM(Family):
 
     Config = LMConfig
     Options = LMOptions
+    kinds = frozenset({"text"})
     guides = frozenset({"logits", "energy"})
 
     def __init__(self, config: LMConfig, spec: DataSpec) -> None:

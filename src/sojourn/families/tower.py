@@ -8,30 +8,32 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sojourn.errors import InvalidInput
+from sojourn.errors import ConfigError, DataError
 from sojourn.families.base import BaseConfig, Family, Phase
 from sojourn.nets.blocks import Attention, SwiGLU
 from sojourn.registry import register
 from sojourn.types import Batch, DataSpec, Loss
 
+GROUPS = 6
+"""Groups of rows by length that go through the net together."""
+
 
 class TowerConfig(BaseConfig):
-    embed: int = 192
-    """Width of the token table; smaller than width = factorised (Lan et al. 2020, sec. 3.1)."""
-    width: int = 256
-    """Width of the transformer and of the token features."""
-    depth: int = 3
-    """Transformer blocks, 1..12."""
-    heads: int = 4
+    width: int = Field(192, ge=8, le=4096)
+    """Width of the token table, the transformer and the word features."""
+    depth: int = Field(2, ge=1, le=48)
+    """Transformer blocks."""
+    heads: int = Field(4, ge=1, le=64)
     """Attention heads; divides width."""
-    hidden: int = 512
+    hidden: int = Field(256, ge=8, le=16384)
     """Gated width of the feed-forward part."""
-    target: int = 512
+    target: int = Field(512, ge=1, le=16384)
     """Width of the sentence vector: that of the teacher's."""
-    identity: float = 0.1
+    identity: float = Field(0.1, ge=0, le=100)
     """Weight of the loss that keeps each feature telling which token it stands for. 0 = off."""
 
 
@@ -55,17 +57,16 @@ class Encoder(nn.Module):
 
     def __init__(self, config: TowerConfig, vocab: int, length: int) -> None:
         super().__init__()
-        self.table = nn.Embedding(vocab, config.embed)
+        self.table = nn.Embedding(vocab, config.width)
         self.place = nn.Parameter(torch.empty(length, config.width))
-        self.widen = nn.Linear(config.embed, config.width, bias=False)
         self.blocks = nn.ModuleList(Block(config.width, config.heads, config.hidden) for _ in range(config.depth))
         self.norm = nn.RMSNorm(config.width, elementwise_affine=False)
-        nn.init.normal_(self.table.weight, std=1.0)
-        nn.init.normal_(self.place, std=0.1)
-        nn.init.normal_(self.widen.weight, std=config.embed**-0.5)
+        # Small, so that what a rare token learns in its few updates outweighs where it started.
+        nn.init.normal_(self.table.weight, std=0.1)
+        nn.init.normal_(self.place, std=0.02)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        x = self.widen(self.table(tokens)) + self.place[: tokens.shape[1]]  # (b, n, d)
+        x = self.table(tokens) + self.place[: tokens.shape[1]]  # (b, n, d)
         for block in self.blocks:
             x = block(x, mask)
         return self.norm(x)
@@ -75,7 +76,7 @@ class Encoder(nn.Module):
     "family",
     "text-tower",
     presets={
-        "tiny": {"embed": 16, "width": 32, "depth": 1, "heads": 2, "hidden": 32},
+        "tiny": {"width": 32, "depth": 1, "heads": 2, "hidden": 32},
         "small": {},
     },
     about="text to a sentence vector and token features, distilled from a teacher's vectors",
@@ -88,52 +89,69 @@ class TextTower(Family):
 
     def __init__(self, config: TowerConfig, spec: DataSpec) -> None:
         super().__init__(config, spec)
+        if spec.kind != "text" or spec.shape[0] < 3:
+            raise ConfigError(
+                "text-tower reads rows of at least 3 tokens, found {kind} {shape}", kind=spec.kind, shape=spec.shape
+            )
         if config.width % config.heads:
-            raise InvalidInput(
+            raise ConfigError(
                 "text-tower: width {width} is not a multiple of heads {heads}", width=config.width, heads=config.heads
             )
-        self.encoder = Encoder(config, spec.vocab, spec.shape[0])
-        self.weigh = nn.Linear(config.width, 1)
-        self.head = nn.Linear(config.width, config.target)
-        self.recall = nn.Linear(config.width, config.embed, bias=False)
+        self.encoder = Encoder(config, spec.vocab, spec.shape[0] - 2)
+        self.weigh = nn.Linear(config.width, 1, bias=False)
+        # Two layers: a linear map of `width` numbers could not fill a wider space.
+        self.head = nn.Sequential(
+            nn.Linear(config.width, config.target), nn.SiLU(), nn.Linear(config.target, config.target)
+        )
+        self.recall = nn.Linear(config.width, config.width, bias=False)
 
     def phases(self) -> list[Phase]:
         return [Phase("distil", ("encoder", "weigh", "head", "recall"))]
 
     def embed(self, x: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (b, n), real lengths (b,) to (unit vectors (b, target), features (b, n, width), zero past length)."""
-        tokens, mask = self._trim(x, length)
-        pooled, feats = self._forward(tokens, mask)
-        return pooled, F.pad(feats * mask[:, :, None], (0, 0, 0, x.shape[1] - tokens.shape[1]))
+        """Rows (b, n) as a text codec frames them, real tokens per row (b,), to unit vectors and word features.
+
+        Returns (pooled (b, target), feats (b, n - 2, width)): begin and end have no feature, so row i has
+        length[i] - 2 of them (the rest is zero), each of unit mean square.
+        """
+        tokens = x[:, 1:-1]
+        # A text without words keeps its end token, so that attention has something to look at.
+        words = (length - 2).clamp(1, tokens.shape[1])
+        order = words.argsort(stable=True)
+        pooled, feats = [], []
+        # Rows of like length go together, since most are far shorter than the longest.
+        for rows in order.tensor_split(GROUPS):
+            if len(rows) == 0:
+                continue
+            longest = int(words[rows].max())
+            mask = torch.arange(longest, device=x.device) < words[rows, None]
+            part = self.encoder(tokens[rows, :longest], mask) * mask[:, :, None]  # (r, longest, d)
+            share = self.weigh(part)[:, :, 0].masked_fill(~mask, -torch.inf).softmax(1)
+            pooled.append(self.head((share[:, :, None] * part).sum(1)))
+            feats.append(F.pad(part, (0, 0, 0, tokens.shape[1] - longest)))
+        back = order.argsort()
+        return F.normalize(torch.cat(pooled)[back], dim=1), torch.cat(feats)[back]
 
     def loss(self, phase: str, batch: Batch, seen: int) -> Loss:
         """1 - cosine to the teacher's vector in cond.pooled, plus a share for features that forget their token."""
         target = batch.cond.pooled
-        if target is None or target.shape[1] != self.head.out_features:
-            raise InvalidInput(
+        if target is None or target.shape[1] != self.config.target:
+            raise DataError(
                 "text-tower needs a target vector of width {width} per row, found {found}; use a set with targets",
-                width=self.head.out_features, found="none" if target is None else target.shape[1],
+                width=self.config.target, found="none" if target is None else target.shape[1],
             )  # fmt: skip
         length = batch.length if batch.length is not None else torch.full((len(batch),), batch.x.shape[1])
-        tokens, mask = self._trim(batch.x, length)
-        pooled, feats = self._forward(tokens, mask)
+        pooled, feats = self.embed(batch.x, length)
         distance = 1 - (pooled * F.normalize(target, dim=1)).sum(1)  # (b,)
         logs = {"loss/distance": distance.detach()}
         if not self.config.identity:
             return Loss(distance, logs)
+        words = (length - 2).clamp(min=1)  # (b,)
+        mask = torch.arange(feats.shape[1], device=feats.device) < words[:, None]  # (b, n - 2)
+        row, place = mask.nonzero(as_tuple=True)
         # The table is a constant here: it must not shrink to make itself easy to recall.
-        forgot = 1 - F.cosine_similarity(self.recall(feats), self.encoder.table(tokens).detach(), dim=2)  # (b, n)
-        forgot = (forgot * mask).sum(1) / mask.sum(1)
+        token = self.encoder.table(batch.x[row, place + 1]).detach()
+        forgot = 1 - F.cosine_similarity(self.recall(feats[row, place]), token, dim=1)
+        forgot = feats.new_zeros(len(batch)).index_add(0, row, forgot) / words  # (b,)
         logs["loss/identity"] = forgot.detach()
         return Loss(distance + self.config.identity * forgot, logs)
-
-    def _trim(self, tokens: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-        """Columns up to the longest row, and the mask; a row of no tokens keeps its first, so that it has a mean."""
-        length = length.clamp(1, tokens.shape[1])
-        longest = int(length.max())
-        return tokens[:, :longest], torch.arange(longest, device=tokens.device) < length[:, None]
-
-    def _forward(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        feats = self.encoder(tokens, mask)  # (b, n, d)
-        share = self.weigh(feats)[:, :, 0].masked_fill(~mask, -torch.inf).softmax(1)  # (b, n)
-        return F.normalize(self.head((share[:, :, None] * feats).sum(1)), dim=1), feats

@@ -74,7 +74,7 @@ class Generator(nn.Module):
         self.widest = widths[0]
         bias = norm == "none"
         features = z_dim + (COND_DIM if self.embed is not None else 0)
-        self.project = nn.Linear(features, self.widest * self.coarsest**2, bias=bias)
+        self.project = nn.Linear(features, self.widest * self.coarsest**2, bias=bias, bias=False)
         self.first = norm_layer(norm, self.widest)
         self.stages = nn.ModuleList(
             nn.Sequential(nn.ConvTranspose2d(cin, cout, 4, 2, 1, bias=bias), norm_layer(norm, cout), nn.ReLU())
@@ -111,9 +111,9 @@ class Discriminator(nn.Module):
             layers += [conv, norm_layer(norm, cout), nn.LeakyReLU(0.2)]
         self.body = nn.Sequential(*layers)
         features = widths[-1] * coarsest**2
-        self.out = nn.Linear(features, 1)
+        self.out = nn.Linear(features, 1, bias=False)
         self.embed = embedding(spec, COND_DIM) if conditional(spec) else None
-        self.project = nn.Linear(features, COND_DIM) if self.embed is not None else None
+        self.project = nn.Linear(features, COND_DIM, bias=False) if self.embed is not None else None
         initialise(self)
 
     def forward(self, x: Tensor, cond: Cond) -> Tensor:

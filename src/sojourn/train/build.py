@@ -12,14 +12,13 @@ import torch
 
 from sojourn import config as configs
 from sojourn import package as packages
-from sojourn import registry
+from sojourn import registry, safefile
 from sojourn.config import Recipe, Stage, explain
 from sojourn.data.dataset import PackedSet
 from sojourn.errors import ConfigError, NotFound
 from sojourn.package import Package
 from sojourn.schema import Card, Done, Event, Log, Part
 from sojourn.train.loop import train
-from sojourn.train.state import write_text
 
 
 def find_set(name: str) -> Path:
@@ -112,7 +111,7 @@ def _claim(recipe: Recipe, folder: Path) -> None:
             )  # fmt: skip
         return
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(mine, indent=1, ensure_ascii=False))
+    safefile.write_bytes(path, json.dumps(mine, indent=1, ensure_ascii=False).encode())
 
 
 def _difference(theirs: Any, mine: Any, place: str = "") -> str:

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sojourn import safefile
 from sojourn.data.dataset import PackedSet
 from sojourn.package import Package
 from sojourn.schema import Event, Progress
-from sojourn.train.state import guarded, write_text
 from sojourn.types import Batch, Cond
 
 
@@ -23,7 +23,8 @@ class Feed:
     """Reads one set for one package; `prepare` does what is done once (tokens, cached latents)."""
 
     def __init__(self, package: Package, data: PackedSet, seed: int, folder: Path, cache: bool) -> None:
-        self.codec, self.conditioner = package.codec, package.conditioner
+        self.codec: Any = package.codec
+        self.conditioner = package.conditioner
         self.data, self.seed, self.folder, self.cache = data, seed, folder, cache
         self.column: str | None = getattr(package.conditioner, "column", None)
         self.key = {"codec": package.codec.id, "config": package.codec.config, "parts": package.card.parts}
@@ -43,12 +44,12 @@ class Feed:
         digest = hashlib.sha256((json.dumps(self.key, sort_keys=True) + info).encode()).hexdigest()
         path, mark = self.folder / "encoded.bin", self.folder / "encoded.json"
         if not (mark.is_file() and json.loads(mark.read_text()) == digest):
-            with guarded(path, lambda: path.unlink(missing_ok=True)), path.open("wb") as file:
+            with safefile.writing(path), path.open("wb") as file:
                 for first in range(0, shape[0], 64):
                     rows = np.arange(first, min(first + 64, shape[0]))
                     file.write(self.codec.encode(self.data.raw(rows)).float().contiguous().numpy().tobytes())
                     yield Progress(done=int(rows[-1]) + 1, total=shape[0], unit="rows", text="encoding the set once")
-            write_text(mark, json.dumps(digest))
+            safefile.write_bytes(mark, json.dumps(digest).encode())
         self._encoded = np.memmap(path, np.float32, "r", shape=shape)
 
     def batch(self, k: int, size: int, split: str = "train") -> Batch:

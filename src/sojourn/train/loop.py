@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sojourn import package as packages
+from sojourn import safefile
 from sojourn.config import TrainConfig
 from sojourn.data.dataset import PackedSet
 from sojourn.errors import OutOfRoom, TrainingFailed
@@ -154,7 +155,7 @@ class Run:
             self.write_package(target, packages.load(source, verify=False).family)
         else:
             self.write_package(target, self.ema)
-        state.write_text(self.folder / "done", f"{self.seen}\n")
+        safefile.write_bytes(self.folder / "done", f"{self.seen}\n".encode())
         yield Artifact(name="package", path=str(target))
         yield Done(path=str(target), text=f"{self.seen:,} samples in {self.train_s:.0f} s")
 
@@ -239,7 +240,7 @@ class Run:
                 if not is_out_of_memory(error) or self.micro <= 1 or not self.family.splittable:
                     if is_out_of_memory(error):
                         raise OutOfRoom(
-                            "out of memory with {found} samples at once; try batch_size <= {wanted} or a smaller preset",
+                            "out of memory at {found} samples at once; try batch_size <= {wanted} or a smaller preset",
                             found=self.micro, wanted=max(1, self.micro // 2),
                         ) from error  # fmt: skip
                     raise

@@ -122,7 +122,8 @@ class Optimizers:
             name, _, field = key.rpartition("/")
             p = by_name[name]
             state: dict[str, Any] = owner[p].state[p]
-            state[field] = value.clone(memory_format=torch.preserve_format)
+            # in the parameter's own memory format, which the fused update relies on
+            state[field] = torch.empty_like(p).copy_(value) if value.shape == p.shape else value.clone()
 
 
 def schedule(seen: int, config: TrainConfig) -> float:

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sojourn import safefile
 from sojourn.config import TrainConfig
-from sojourn.train.state import write_text
 
 LINES_PER_SNAPSHOT = 20
 
@@ -64,7 +64,7 @@ class Record:
             lines = self.path.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _seen(line) <= seen]
             if len(kept) != len(lines):
-                write_text(self.path, "".join(line + "\n" for line in kept))
+                safefile.write_bytes(self.path, "".join(line + "\n" for line in kept).encode())
 
     def text(self) -> str:
         """The newest losses in a few characters."""

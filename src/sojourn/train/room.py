@@ -49,7 +49,7 @@ def free_memory() -> int:
     soft = resource.getrlimit(resource.RLIMIT_AS)[0]
     if soft != resource.RLIM_INFINITY:
         limits.append(soft - psutil.Process().memory_info().vms)
-    return max(0, min(limits))
+    return int(max(0, min(limits)))
 
 
 def micro_batch(family: Family, phases: Sequence[Phase], feed: Feed, config: TrainConfig) -> int:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
-from PIL import Image
 
+from sojourn import safefile
 from sojourn.config import TrainConfig
+from sojourn.data.sheet import grid
 from sojourn.families.base import Family
 from sojourn.package import Package
 from sojourn.train.feed import Feed
-from sojourn.train.state import write_text
 from sojourn.types import Noise
 
 
@@ -33,7 +32,7 @@ def draw_sheet(package: Package, family: Family, feed: Feed, config: TrainConfig
     media = package.codec.unpack(package.codec.decode(step.x0))
     if family.spec.kind == "text":
         path = stem.with_suffix(".txt")
-        write_text(path, "\n\n----\n\n".join(str(text) for text in media) + "\n")
+        safefile.write_bytes(path, ("\n\n----\n\n".join(str(text) for text in media) + "\n").encode())
         return path
     if {"encode", "decode"} <= family.can:
         x = package.codec.encode(feed.data.raw(rows))
@@ -44,14 +43,3 @@ def draw_sheet(package: Package, family: Family, feed: Feed, config: TrainConfig
     grid(media, columns=min(16, config.sheet)).save(part, format="PNG")
     part.replace(path)
     return path
-
-
-def grid(pictures: list[Any], columns: int, gap: int = 2) -> Image.Image:
-    """Pictures of one size in rows of `columns`, on white."""
-    width, height = pictures[0].size
-    lines = -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * (width + gap) + gap, lines * (height + gap) + gap), "white")
-    for i, picture in enumerate(pictures):
-        place = (gap + i % columns * (width + gap), gap + i // columns * (height + gap))
-        sheet.paste(picture.convert("RGBA"), place, picture.convert("RGBA"))
-    return sheet

@@ -2,66 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from sojourn.errors import OutOfRoom
-
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-@contextmanager
-def guarded(path: Path, clean: Callable[[], object]) -> Iterator[None]:
-    """Run `clean` when the block fails; a full disk becomes OutOfRoom with the path and the free bytes."""
-    try:
-        yield
-    except BaseException as error:
-        clean()
-        # safetensors reports a full disk as its own error with the system's words in it
-        if (isinstance(error, OSError) and error.errno in _NO_ROOM) or _says_full(error):
-            free = shutil.disk_usage(path.parent).free
-            raise OutOfRoom(
-                "no room to write {path} ({free} bytes free); free some space and run the same command again",
-                path=path, free=free,
-            ) from error  # fmt: skip
-        raise
-
-
-def _says_full(error: BaseException) -> bool:
-    return type(error).__name__ == "SafetensorError" and any(
-        words in str(error) for words in ("No space left", "File too large", "Disk quota")
-    )
-
-
-def sync(path: Path) -> None:
-    """Force a file or folder to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file so that it is old or new after a crash, never half."""
-    part = path.with_name(path.name + ".part")
-    with guarded(path, lambda: part.unlink(missing_ok=True)):
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-        sync(path.parent)
+from sojourn import safefile
 
 
 def save(folder: Path, name: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], keep: int) -> Path:
@@ -69,25 +20,10 @@ def save(folder: Path, name: str, tensors: Mapping[str, Tensor], meta: Mapping[s
 
     Raises OutOfRoom; the older snapshots are then untouched.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob("*.part"):
-        shutil.rmtree(left)
-    part, final = folder / f"{name}.part", folder / name
-    with guarded(final, lambda: shutil.rmtree(part, ignore_errors=True)):
-        part.mkdir()
-        save_file({key: value.contiguous() for key, value in tensors.items()}, part / "tensors.safetensors")
-        with (part / "tensors.safetensors").open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            os.fsync(file.fileno())
-        with (part / "state.json").open("w", encoding="utf-8") as file:
-            json.dump({"sha256": digest, **meta}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        sync(part)
-        if final.exists():
-            shutil.rmtree(final)
-        os.replace(part, final)
-        sync(folder)
+    final = folder / name
+    with safefile.new_folder(final) as part:
+        digest = safefile.write_tensors(part / "tensors.safetensors", tensors)
+        (part / "state.json").write_text(json.dumps({"sha256": digest, **meta}), encoding="utf-8")
     for old in snapshots(folder)[:-keep]:
         shutil.rmtree(old)
     return final
@@ -95,7 +31,7 @@ def save(folder: Path, name: str, tensors: Mapping[str, Tensor], meta: Mapping[s
 
 def snapshots(folder: Path) -> list[Path]:
     """Whole snapshots, oldest first."""
-    return sorted(path for path in folder.glob("*") if path.suffix != ".part" and (path / "state.json").is_file())
+    return sorted(path for path in folder.glob("[0-9]*") if (path / "state.json").is_file())
 
 
 def latest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

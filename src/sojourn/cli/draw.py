@@ -1,0 +1,233 @@
+"""Verbs that draw: imagine, sample, write, replay."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sojourn.cli.say import blocks, console, follow, say
+from sojourn.errors import InvalidInput, NotFound, PromptError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sojourn.engine import Model, Pictures
+    from sojourn.schema import Event, Prompt
+
+DEFAULT = "emoji"
+LIVE_EVERY = 4
+"""Steps between the intermediate samples shown."""
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": True})
+@click.argument("words", nargs=-1, required=True, type=click.UNPROCESSED, metavar="PROMPT")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("out"), help="Folder for the files. Default: out.")
+@click.option("--source", type=click.Path(path_type=Path), help="A picture to start from.")
+@click.option(
+    "--strength", type=click.FloatRange(0, 1), default=0.6, help="How far from the source: 0..1, default 0.6."
+)
+@click.option("--mask", type=click.Path(path_type=Path), help="A picture, white where the source may change.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object with files and recipes.")
+@click.option("--quiet", is_flag=True, help="Do not show pictures in the terminal.")
+def imagine(
+    words: tuple[str, ...],
+    out: Path,
+    source: Path | None,
+    strength: float,
+    mask: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Draw pictures from a prompt in English or Chinese.
+
+    Words come first, then parameters: `sojourn imagine a red heart --n 4 --seed 7 --style 3d --no face`.
+    """
+    text = joined(words)
+    prompt = parsed(text)
+    from sojourn.data.prepare import load_picture
+    from sojourn.engine import load
+
+    model = load(prompt.model or DEFAULT)
+    edit = {"strength": strength} if source else {}
+    pictures = {"source": source, "mask": mask}
+    given = {name: load_picture(path) for name, path in pictures.items() if path is not None}
+    request = model.request(prompt, **edit, **given)
+    _writable(out)
+    results = _show(model, request, live=not (as_json or quiet) and sys.stdout.isatty())
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{slug(prompt.text)}"
+    files = [item.save(out / f"{stem}-{i + 1}.png") for i, item in enumerate(results)]
+    grid = results.save_grid(out / f"{stem}-grid.png")
+    if as_json:
+        rows = [{"file": str(path), **item.recipe} for path, item in zip(files, results, strict=True)]
+        print(json.dumps({"pictures": rows, "grid": str(grid)}, ensure_ascii=False))
+        return
+    for path, item in zip(files, results, strict=True):
+        say("{path}  seed {seed}", path=path, seed=item.seed)
+    say("{path}  all of them", path=grid)
+
+
+def _show(model: Model, request: Any, live: bool) -> Pictures:
+    """Walk, showing intermediate samples and the result when `live`."""
+    if not live:
+        for frame in model.walk(request):  # noqa: B007 - the last is the result
+            pass
+        return model.results(request, frame)
+    from rich.live import Live
+
+    screen = console()
+    count = min(4, len(request.seeds))
+    side = max(8, min(32, (screen.width - count) // count))
+    with Live(console=screen, auto_refresh=False, transient=True) as view:
+        for frame in model.walk(request):
+            if frame.step % LIVE_EVERY == 0 and frame.step < frame.steps:
+                view.update(blocks(frame.pictures[:count], screen.width, side), refresh=True)
+    results = model.results(request, frame)
+    screen.print(blocks([item.pil for item in results], screen.width, side), end="")
+    return results
+
+
+@click.command()
+@click.argument("package")
+@click.option("-n", "count", type=click.IntRange(1, 10_000_000), default=64, help="How many. Default: 64.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the pictures.")
+@click.option("--class", "classes", multiple=True, help="A class (or prompt) to draw; may be repeated.")
+@click.option("--prompts", type=click.Path(path_type=Path), help="A text file, one prompt a line.")
+@click.option("--style", help="A style the package knows.")
+@click.option("--seed", type=click.IntRange(0, 2**53 - 1), default=0, help="Seed of the first. Default: 0.")
+@click.option("--batch", type=click.IntRange(1, 64), default=32, help="Pictures per walk, 1..64. Default: 32.")
+def sample(
+    package: str,
+    count: int,
+    out: Path,
+    classes: tuple[str, ...],
+    prompts: Path | None,
+    style: str | None,
+    seed: int,
+    batch: int,
+) -> None:
+    """Draw many pictures into a folder that `sojourn prepare` reads: 000001.png ... and metadata.jsonl.
+
+    The same command again goes on where it stopped.
+    """
+    from sojourn.engine import load
+    from sojourn.schema import Prompt
+
+    if prompts is not None and not prompts.is_file():
+        raise NotFound('there is no file "{path}"', path=prompts)
+    lines = [line.strip() for line in prompts.read_text(encoding="utf-8").splitlines()] if prompts else []
+    model = load(package)
+    names = [*classes, *filter(None, lines)] or model.classes or [""]
+    rows = [Prompt.plain(names[i % len(names)], style) for i in range(count)]
+    _writable(out)
+    follow(_sampled(model, rows, seed, batch, out))
+    say("{count} pictures in {path}", count=count, path=out)
+
+
+def _sampled(model: Model, rows: list[Prompt], seed: int, batch: int, out: Path) -> Iterator[Event]:
+    from sojourn.schema import Progress
+
+    digits = max(6, len(str(len(rows))))
+    names = [f"{i + 1:0{digits}}.png" for i in range(len(rows))]
+    first = next((i for i, name in enumerate(names) if not (out / name).is_file()), len(rows)) // batch * batch
+    begun = time.monotonic()
+    for i, picture in enumerate(model.sample(rows[first:], seed + first, batch), start=first):
+        picture.save(out / names[i])
+        rate = (i + 1 - first) / (time.monotonic() - begun)
+        yield Progress(done=i + 1, total=len(rows), unit="pictures", rate=rate, eta_s=(len(rows) - i - 1) / rate)
+    with (out / "metadata.jsonl").open("w", encoding="utf-8") as file:
+        for i, (name, row) in enumerate(zip(names, rows, strict=True)):
+            line = {
+                "file_name": name,
+                "text": row.text,
+                "style": row.style,
+                "seed": seed + i,
+                "licence": model.card.licence,
+            }
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+@click.command()
+@click.argument("package")
+@click.argument("words", nargs=-1)
+@click.option("--seed", type=click.IntRange(0, 2**53 - 1), help="Default: drawn at random.")
+@click.option("--tokens", "max_tokens", type=click.IntRange(1, 100_000), help="Tokens at most.")
+@click.option("--temperature", type=float, help="0 = always the likeliest.")
+@click.option("--top-p", type=float, help="Keep the likeliest tokens up to this share. 1 = all.")
+def write(package: str, words: tuple[str, ...], seed: int | None, **options: Any) -> None:
+    """Continue a text: `sojourn write poems 春风`."""
+    from sojourn.engine import load
+
+    model = load(package)
+    prompt = " ".join(words)
+    print(prompt, end="", flush=True)
+    for piece in model.write(prompt, seed=seed, **{k: v for k, v in options.items() if v is not None}):
+        print(piece, end="", flush=True)
+    print()
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--model", help="The package, if it is not found by its identity.")
+@click.option("--source", type=click.Path(path_type=Path), help="The picture it was drawn from.")
+@click.option("--mask", type=click.Path(path_type=Path), help="The mask it was drawn with.")
+def replay(files: tuple[Path, ...], model: str | None, source: Path | None, mask: Path | None) -> None:
+    """Draw the picture in each file again from its recipe, and compare pixel by pixel.
+
+    Exit code 1 when any differs.
+    """
+    from sojourn import engine
+    from sojourn.data.prepare import load_picture
+
+    loaded = engine.load(model) if model else None
+    given = {name: load_picture(path) for name, path in (("source", source), ("mask", mask)) if path is not None}
+    differ = 0
+    for path in files:
+        _, gap = engine.replay(path, model=loaded, inputs=given)
+        if gap:
+            differ += 1
+            say("{path}: differs by up to {gap} of 255", path=path, gap=gap)
+        else:
+            say("{path}: equal", path=path)
+    if differ:
+        sys.exit(1)
+
+
+def joined(words: tuple[str, ...]) -> str:
+    """Arguments as one prompt; a parameter's value with spaces in it gets its quotes back."""
+    out: list[str] = []
+    for word in words:
+        value = bool(out) and re.fullmatch(r"--\w+", out[-1]) is not None and re.search(r"\s", word) is not None
+        if value and len(words) > 1 and not out[-1] == "--no":
+            word = '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        out.append(word)
+    return " ".join(out)
+
+
+def parsed(text: str) -> Prompt:
+    """The prompt; an error carries the text, so that its place can be shown."""
+    from sojourn.prompt import parse
+
+    try:
+        return parse(text)
+    except PromptError as error:
+        error.prompt_text = text  # type: ignore[attr-defined]
+        raise
+
+
+def slug(text: str) -> str:
+    """A file name's worth of a prompt: letters, digits and characters, 40 at most."""
+    return re.sub(r"[^\w]+", "-", text.lower()).strip("-_")[:40] or "picture"
+
+
+def _writable(folder: Path) -> None:
+    """Make the folder, before anything is computed for it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput('cannot write to "{path}": {reason}', path=folder, reason=error.strerror) from None

@@ -1,0 +1,83 @@
+"""The `sojourn` command: a table of verbs, loaded when used, and the one place where errors become exit codes.
+
+Exit codes: 0 done, 1 failed, 2 bad input, 130 stopped. Nothing heavy is imported for `--help`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+
+from sojourn.cli.say import error_line, say_error
+from sojourn.errors import InvalidInput, SojournError
+
+VERBS = {
+    "imagine": ("draw:imagine", "Draw pictures from a prompt."),
+    "sample": ("draw:sample", "Draw many pictures into a folder, by class or from a list of prompts."),
+    "write": ("draw:write", "Continue a text with a language model."),
+    "replay": ("draw:replay", "Draw the picture in a file again and compare the pixels."),
+    "train": ("train:train", "Train a recipe; the same command again goes on where it stopped."),
+    "prepare": ("data:prepare", "Make a training set from a folder, a zip or a table."),
+    "starter": ("data:starter", "Build one of the starter sets."),
+    "models": ("models:models", "List, show, verify, export and import packages."),
+    "families": ("models:families", "The kinds of model there are."),
+    "recipes": ("models:recipes", "The trainings that ship with Sojourn."),
+}
+
+
+class Verbs(click.Group):
+    """Imports a verb's file when the verb is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        module, _, name = VERBS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(f"sojourn.cli.{module}"), name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in VERBS.items()])
+
+
+@click.command(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="sojourn", message="%(version)s")
+@click.option("--lang", type=click.Choice(["en", "zh"]), help="Language of messages. Default: $SOJOURN_LANG, $LANG.")
+def cli(lang: str | None) -> None:
+    """Sojourn: train image and text models on your own data, and draw from them."""
+    if lang:
+        os.environ["SOJOURN_LANG"] = lang
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(args: list[str]) -> int:
+    """Run one command; the exit code."""
+    try:
+        code = cli.main(args, prog_name="sojourn", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except SojournError as error:
+        say_error(error)
+        return 2 if isinstance(error, InvalidInput) else 1
+    except click.exceptions.Abort:
+        return 130
+    except KeyboardInterrupt:
+        return 130
+    except click.ClickException as error:
+        error_line(error.format_message())
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except MemoryError:
+        error_line("out of memory; ask for fewer or smaller pictures")
+        return 1

@@ -1,0 +1,311 @@
+"""Prompts to tensors: nothing, labels, text through a nested encoder, prefix tokens. Frozen: the nets do the learning.
+
+The encoder is handed in, the tokenizer rebuilt from its files; of which family the encoder is, is not known here.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from pydantic import Field, ValidationError
+from torch import Tensor
+
+from sojourn.codecs.text import TextCodec
+from sojourn.data.styles import find_style
+from sojourn.errors import ConfigError, NotFound
+from sojourn.registry import register
+from sojourn.schema import Prompt, Strict
+from sojourn.types import Cond, DataSpec
+
+if TYPE_CHECKING:
+    from sojourn.data.dataset import PackedSet
+
+STYLE = "style"
+"""The label column that reads a prompt's style; any other reads its words."""
+
+
+@register("conditioner", "none", about="no condition")
+class NoCondition:
+    """Draws whatever the model draws."""
+
+    id = "none"
+    config: Mapping[str, Any] = {}
+
+    def __init__(self, config: Mapping[str, Any], parts: Mapping[str, Any] | None = None) -> None:
+        if config:
+            raise ConfigError('conditioner "none" has no settings, found {found}', found=", ".join(config))
+
+    def extend(self, spec: DataSpec) -> DataSpec:
+        return spec
+
+    def __call__(self, prompts: Sequence[Prompt]) -> Cond:
+        return Cond()
+
+
+class Columns:
+    """Label columns, name -> values, and the lookup of a prompt in them."""
+
+    def __init__(self, columns: Mapping[str, Sequence[str]]) -> None:
+        self.values = {name: list(values) for name, values in columns.items()}
+        self.index = {
+            name: {value.casefold(): at for at, value in reversed(list(enumerate(values)))}
+            for name, values in self.values.items()
+        }
+
+    def labels(self, prompts: Sequence[Prompt]) -> Tensor:
+        """Label of each prompt in each column (b, a) long, -1 where it says nothing. Raises NotFound."""
+        rows = [
+            [self._style(p.style) if name == STYLE else self._name(name, p.text) for name in self.values]
+            for p in prompts
+        ]
+        return torch.tensor(rows, dtype=torch.long).view(len(prompts), len(self.values))
+
+    def spec(self) -> tuple[tuple[str, int], ...]:
+        return tuple((name, len(values)) for name, values in self.values.items())
+
+    def _style(self, style: str | None) -> int:
+        if not style:
+            return -1
+        index = self.index[STYLE]
+        found = index.get(style.strip().casefold())
+        if found is None:
+            found = index.get((find_style(style) or "").casefold())
+        if found is None:
+            known = ", ".join(self.values[STYLE])
+            raise NotFound('no style "{style}" in this package; it has {known}', style=style, known=known)
+        return found
+
+    def _name(self, column: str, text: str) -> int:
+        wanted = text.strip().casefold()
+        if not wanted:
+            return -1
+        found = self.index[column].get(wanted)
+        if found is None:
+            near = difflib.get_close_matches(wanted, self.index[column], 5, cutoff=0.3) or list(self.index[column])[:5]
+            raise NotFound(
+                'no {column} "{text}" in this package; nearest of {count}: {near}',
+                column=column, text=text, count=len(self.values[column]),
+                near=", ".join(self.values[column][self.index[column][name]] for name in near),
+            )  # fmt: skip
+        return found
+
+
+class LabelsConfig(Strict):
+    columns: dict[str, list[str]] = Field(default_factory=dict)
+    """Column -> names of its classes. "style" is chosen by --style, the other one by the words. {} = the set's."""
+
+
+@register("conditioner", "labels", about="a class by its name, a style by --style")
+class Labels:
+    """One class per prompt: its words must be the name of a class, in any case; no words = no class."""
+
+    id = "labels"
+
+    def __init__(self, config: Mapping[str, Any], parts: Mapping[str, Any] | None = None) -> None:
+        self._config = _validated(LabelsConfig, config, self.id)
+        words = [name for name in self._config.columns if name != STYLE]
+        if len(words) > 1:
+            raise ConfigError(
+                'conditioner "labels" can read one column from the words, found {found}; name one in columns',
+                found=", ".join(words),
+            )
+        self.columns = Columns(self._config.columns)
+        self.column: str | None = words[0] if words else None
+        """The column that the words of a prompt name; training draws its prompts from it."""
+
+    @classmethod
+    def fit_to(cls, config: Mapping[str, Any], parts: Mapping[str, Any], data: PackedSet) -> Self:
+        """With the set's style column and its first other one, where the config names none."""
+        if config.get("columns"):
+            return cls(config, parts)
+        found = {column.name: column.values for column in data.info.labels}
+        words = next((name for name in found if name != STYLE), None)
+        return cls({**config, "columns": {name: found[name] for name in found if name in (words, STYLE)}}, parts)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self._config.model_dump()
+
+    def extend(self, spec: DataSpec) -> DataSpec:
+        return replace(spec, labels=self.columns.spec())
+
+    def __call__(self, prompts: Sequence[Prompt]) -> Cond:
+        return Cond(labels=self.columns.labels(prompts)) if self.columns.values else Cond()
+
+
+class TextCondConfig(Strict):
+    part: str = "text"
+    """The nested package that embeds text."""
+    columns: dict[str, list[str]] = Field(default_factory=dict)
+    """{"style": [...]}: styles that --style may name. {} = the set's."""
+    length: int = Field(16, ge=1, le=512)
+    """Word features at most, 1..512; the vector of the whole text sees as many words as the part's tokenizer takes."""
+
+
+@register("conditioner", "text", about="words through a nested text encoder, a style by --style")
+class Text:
+    """Words to a vector of unit variance and features per token; no words = nothing given."""
+
+    id = "text"
+
+    def __init__(self, config: Mapping[str, Any], parts: Mapping[str, Any] | None = None) -> None:
+        self._config = _validated(TextCondConfig, config, self.id)
+        if extra := [name for name in self._config.columns if name != STYLE]:
+            raise ConfigError(
+                'conditioner "text" has no use for column "{found}"; it takes "style" alone', found=extra[0]
+            )
+        part = (parts or {}).get(self._config.part)
+        if part is None or "embed" not in part.family.can:
+            raise ConfigError(
+                'conditioner "text" needs a part "{part}" that embeds text; name one under parts',
+                part=self._config.part,
+            )
+        self.columns = Columns(self._config.columns)
+        self.memory = Memory(part.family, part.codec, self._config.length)
+
+    @classmethod
+    def fit_to(cls, config: Mapping[str, Any], parts: Mapping[str, Any], data: PackedSet) -> Self:
+        """With the set's styles, where the config names none."""
+        styles = {column.name: column.values for column in data.info.labels if column.name == STYLE}
+        return cls({**config, "columns": config.get("columns") or styles}, parts)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self._config.model_dump()
+
+    def extend(self, spec: DataSpec) -> DataSpec:
+        return replace(
+            spec, labels=self.columns.spec(), text_len=self._config.length,
+            text_dim=self.memory.feats.shape[1], pooled_dim=self.memory.pooled.shape[1],
+        )  # fmt: skip
+
+    def __call__(self, prompts: Sequence[Prompt]) -> Cond:
+        pooled, feats, mask = self.memory([prompt.text for prompt in prompts])
+        labels = self.columns.labels(prompts) if self.columns.values else None
+        return Cond(labels=labels, pooled=pooled, feats=feats, token_mask=mask)
+
+
+class Memory:
+    """Embeds texts and remembers them in half precision, since training asks the same ones over and over.
+
+    Each text goes through the encoder alone: then its numbers do not depend on which texts came with it, and a
+    training that was killed goes on with the same bytes.
+    """
+
+    def __init__(self, family: Any, codec: Any, length: int, most: int = 50_000) -> None:
+        self.family, self.codec, self.length, self.most = family, codec, length, most
+        with torch.no_grad():
+            pooled, feats = family.embed(codec.encode(torch.tensor([codec.pack("").tolist()])), torch.tensor([2]))
+        self.pooled = torch.zeros(1, pooled.shape[1], dtype=torch.float16)  # (texts, d)
+        self.feats = torch.zeros(1, feats.shape[2], dtype=torch.float16)  # (words of all texts, d)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all texts; slot 0 is the empty one."""
+        self.slots = {"": 0}
+        self.places = [(0, 0)]  # first feature, number of features
+        self.used = 0
+
+    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Vectors (b, d) of unit variance, features (b, length, d) and mask (b, length) of the texts."""
+        fresh = [text for text in dict.fromkeys(texts) if text not in self.slots]
+        if len(self.slots) + len(fresh) > self.most:
+            self.clear()
+            fresh = list(dict.fromkeys(texts))
+        for text in fresh:
+            self._learn(text)
+        slots = [self.slots[text] for text in texts]
+        place = torch.tensor([self.places[slot] for slot in slots], dtype=torch.long).view(-1, 2)
+        steps = torch.arange(self.length)
+        mask = steps < place[:, 1:]  # (b, length)
+        rows = torch.where(mask, place[:, :1] + steps, 0)
+        feats = torch.zeros(*rows.shape, self.feats.shape[1])
+        feats[mask] = self.feats[rows[mask]].float()
+        return self.pooled[torch.tensor(slots, dtype=torch.long)].float(), feats, mask
+
+    @torch.no_grad()
+    def _learn(self, text: str) -> None:
+        ids = self.codec.pack(text)
+        words = min(len(ids) - 2, self.length)
+        if words <= 0:
+            self.slots[text] = 0
+            return
+        pooled, feats = self.family.embed(self.codec.encode(torch.from_numpy(ids)[None]), torch.tensor([len(ids)]))
+        slot = len(self.places)
+        self.pooled = _grown(self.pooled, slot + 1)
+        self.feats = _grown(self.feats, self.used + words)
+        self.pooled[slot] = pooled[0] * pooled.shape[1] ** 0.5
+        self.feats[self.used : self.used + words] = feats[0, :words]
+        self.places.append((self.used, words))
+        self.slots[text] = slot
+        self.used += words
+
+
+class TokensConfig(Strict):
+    tokenizer: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the text codec that reads the prompt: the same as the model's own."""
+
+
+@register("conditioner", "tokens", about="the words as tokens that a language model goes on from")
+class Tokens:
+    """Words as the ordinary tokens of a text codec, without begin and end."""
+
+    id = "tokens"
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        parts: Mapping[str, Any] | None = None,
+        files: Mapping[str, bytes] | None = None,
+    ) -> None:
+        self._config = _validated(TokensConfig, config, self.id)
+        self.codec = TextCodec(self._config.tokenizer, files=files)
+
+    @classmethod
+    def fit_to(cls, config: Mapping[str, Any], parts: Mapping[str, Any], data: PackedSet) -> Self:
+        """With the vocabulary that a text codec of the same settings learns from the set."""
+        tokenizer = _validated(TokensConfig, config, cls.id).tokenizer
+        return cls(config, parts, TextCodec.fit_to(tokenizer, parts, data).files)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {"tokenizer": self.codec.config}
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        return self.codec.files
+
+    def extend(self, spec: DataSpec) -> DataSpec:
+        return spec
+
+    def __call__(self, prompts: Sequence[Prompt]) -> Cond:
+        rows = [torch.from_numpy(ids[1:]) for ids in self.codec.pack_many([p.text for p in prompts], end=False)]
+        length = torch.tensor([len(row) for row in rows], dtype=torch.long)
+        tokens = torch.zeros(len(rows), max([1, *map(len, rows)]), dtype=torch.long)
+        for at, row in enumerate(rows):
+            tokens[at, : len(row)] = row
+        return Cond(tokens=tokens, token_mask=torch.arange(tokens.shape[1]) < length[:, None])
+
+
+def _grown(store: Tensor, rows: int) -> Tensor:
+    """`store` with room for `rows`, at least doubled when it grows."""
+    if rows <= len(store):
+        return store
+    out = store.new_zeros(max(rows, 2 * len(store)), *store.shape[1:])
+    out[: len(store)] = store
+    return out
+
+
+def _validated(model: type[Any], config: Mapping[str, Any], id: str) -> Any:
+    try:
+        return model.model_validate(dict(config))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(
+            'conditioner "{id}": {place}: {problem}',
+            id=id, place=".".join(map(str, first["loc"])), problem=first["msg"],
+        ) from None  # fmt: skip

@@ -1,0 +1,386 @@
+"""Draws from packages: prompts to rows, rows to walks, walks to media with a recipe each.
+
+Every result carries what it takes to draw it again; `replay` does so in the recorded geometry and compares pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import platform
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from sojourn import package as packages
+from sojourn import prompt as grammar
+from sojourn import safefile
+from sojourn.config import explain
+from sojourn.data.sheet import grid
+from sojourn.data.styles import COLOUR_STYLES
+from sojourn.diffusion import guidance
+from sojourn.errors import InvalidInput, NotFound, Unsupported
+from sojourn.package import Package
+from sojourn.schema import Prompt
+from sojourn.types import Cond, Guide, Noise, Step
+
+ROWS_MAX = 64
+"""Rows of one walk at most; longer requests are several walks."""
+KEY = "sojourn"
+"""Name of the PNG text field that holds the recipe."""
+SEEDS = 2**32
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One result: the picture, its seed, and the recipe that draws it again."""
+
+    pil: Image.Image
+    seed: int
+    recipe: Mapping[str, Any]
+
+    def save(self, path: Path | str) -> Path:
+        """Write a PNG with the recipe in it; the file appears whole or not at all."""
+        target = Path(path)
+        info = PngInfo()
+        info.add_itxt(KEY, json.dumps(self.recipe, ensure_ascii=False, sort_keys=True))
+        info.add_itxt("parameters", str(self.recipe["prompt"]))
+        safefile.write_bytes(target, _png(self.pil, info))
+        return target
+
+    def _repr_png_(self) -> bytes:
+        return _png(self.pil, None)
+
+
+@dataclass(frozen=True)
+class Pictures(Sequence[Picture]):
+    """Results of one prompt; shows itself as a grid in a notebook."""
+
+    items: tuple[Picture, ...]
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.items[index]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def save_grid(self, path: Path | str) -> Path:
+        """Write the grid as a PNG with all recipes in it."""
+        info = PngInfo()
+        info.add_itxt(KEY + "-grid", json.dumps([item.recipe for item in self.items], ensure_ascii=False))
+        safefile.write_bytes(Path(path), _png(self.grid, info))
+        return Path(path)
+
+    @property
+    def grid(self) -> Image.Image:
+        """All pictures side by side: 2 x 2 for four."""
+        columns = max(1, round(len(self.items) ** 0.5))
+        return grid([item.pil for item in self.items], columns + (columns * columns < len(self.items)))
+
+    def _repr_png_(self) -> bytes:
+        return _png(self.grid, None)
+
+
+@dataclass
+class Frame:
+    """One moment of a walk, decoded only when looked at."""
+
+    step: int
+    steps: int
+    state: Step
+    model: Model
+
+    @cached_property
+    def pictures(self) -> list[Image.Image]:
+        return self.model.decode(self.state.x0)
+
+
+@dataclass
+class Request:
+    """Prompts with a seed each, one row a picture, and what bends their walk."""
+
+    prompts: list[Prompt]
+    seeds: list[int]
+    options: dict[str, Any] = field(default_factory=dict)
+    source: Image.Image | None = None
+    """A picture to start from (img2img) or to keep outside the mask."""
+    strength: float = 0.6
+    """How far from the source, 0 = the source itself, 1 = only the prompt."""
+    mask: Image.Image | None = None
+    """White where the source may change."""
+
+
+class Model:
+    """A loaded package, ready to draw."""
+
+    def __init__(self, package: Package) -> None:
+        self.package = package
+        self.family = package.family
+        self.card = package.card
+        self.styles: list[str] = dict(package.conditioner.config.get("columns", {})).get("style", [])
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes that a label-conditioned package knows."""
+        column = getattr(self.package.conditioner, "column", None)
+        return list(self.package.conditioner.config["columns"][column]) if column else []
+
+    @property
+    def can(self) -> set[str]:
+        """Parameters of a prompt that this model can follow."""
+        out = {"n", "seed", "model"}
+        if self.styles:
+            out.add("style")
+        fields = type(self.family).Options.model_fields
+        out |= {name for name in ("steps", "guidance") if name in fields}
+        if "denoise" in self.family.guides and self.card.conditioner.id != "none":
+            out |= {"no", "weights"}
+        return out
+
+    def imagine(self, prompt: str | Prompt, *, n: int | None = None, seed: int | None = None, **more: Any) -> Pictures:
+        """Draw `n` (default 4) pictures; picture i has seed + i. `more`: a prompt's parameters, source, strength, mask.
+
+        Raises PromptError, InvalidInput or Unsupported with what was wrong.
+        """
+        request = self.request(prompt, n=n, seed=seed, **more)
+        for last in self.walk(request):  # noqa: B007 - the last frame is the result
+            pass
+        return self.results(request, last)
+
+    def request(self, prompt: str | Prompt, **more: Any) -> Request:
+        """A prompt (text or parsed) and overrides to rows: seeds drawn, styles chosen, what cannot be done refused."""
+        extra = {key: more.pop(key) for key in ("source", "strength", "mask") if more.get(key) is not None}
+        asked = grammar.parse(prompt, allow_empty=True) if isinstance(prompt, str) else prompt
+        asked = grammar.merge(asked, **more)
+        grammar.require(asked, self.can, self.card.name)
+        if "sample" not in self.family.can or self.family.spec.kind == "text":
+            raise Unsupported('"{name}" does not draw pictures; it can {can}', name=self.card.name, can=self._abilities)
+        seed = secrets.randbelow(SEEDS) if asked.seed is None else asked.seed
+        count = asked.n or 4
+        rows = []
+        for i, style in zip(range(count), self._styles(asked.style, seed, count), strict=True):
+            rows.append(asked.model_copy(update={"n": 1, "seed": seed + i, "style": style, "model": None}))
+        options = {name: value for name in ("steps", "guidance") if (value := getattr(asked, name)) is not None}
+        return Request(rows, [seed + i for i in range(count)], options, **extra)
+
+    @property
+    def _abilities(self) -> str:
+        return ", ".join(self.card.can)
+
+    def _styles(self, style: str | None, seed: int, count: int) -> list[str | None]:
+        """A style per row: the one asked for, else different colour styles in an order fixed by the seed."""
+        if style is not None or not self.styles:
+            return [style] * count
+        pool = [name for name in self.styles if name in COLOUR_STYLES] or list(self.styles)
+        order = np.random.default_rng([seed, 5]).permutation(len(pool))
+        return [pool[order[i % len(pool)]] for i in range(count)]
+
+    def walk(self, request: Request) -> Iterator[Frame]:
+        """The frames of a request's walk; the last is the result. At most ROWS_MAX rows."""
+        rows = len(request.prompts)
+        if not 1 <= rows <= ROWS_MAX:
+            raise InvalidInput("a walk has 1..{most} rows, found {found}; ask in parts", most=ROWS_MAX, found=rows)
+        options = self.options(request)
+        with torch.no_grad():
+            cond, guides = self._conditions(request)
+            steps = int(getattr(options, "steps", 1))
+            for i, state in enumerate(self.family.sample(cond, Noise(request.seeds), options, guides)):
+                yield Frame(i + 1, max(steps, i + 1), state, self)
+
+    def options(self, request: Request) -> Any:
+        """The family's options: its own, then the package's, then the request's."""
+        kind = type(self.family).Options
+        try:
+            return kind(**{**self.card.options, **request.options})
+        except ValueError as error:
+            raise explain(error, kind, f'options of "{self.card.name}"') from None  # type: ignore[arg-type]
+
+    def _conditions(self, request: Request) -> tuple[Cond, list[Guide]]:
+        """The rows' conditions and the guides that their prompts, source and mask ask for."""
+        call = self.package.conditioner
+        prompts = request.prompts
+        first = prompts[0]
+        guides: list[Guide] = []
+        if grammar.used(first)[:1] == ["weights"]:
+            total = sum(segment.weight for segment in first.segments)
+            terms = [
+                (call([Prompt.plain(segment.text, prompt.style) for prompt in prompts]), segment.weight / total)
+                for segment in first.segments
+            ]
+            guides.append(guidance.weights(terms))
+        cond = call([Prompt.plain(prompt.text, prompt.style) for prompt in prompts])
+        if first.no:
+            guides.append(guidance.negative(call([Prompt.plain(", ".join(p.no), p.style) for p in prompts])))
+        if request.source is not None:
+            guides += self._edits(request)
+        elif request.mask is not None:
+            raise InvalidInput("a mask needs a source picture; give both")
+        return cond, guides
+
+    def _edits(self, request: Request) -> list[Guide]:
+        if "denoise" not in self.family.guides:
+            raise Unsupported('"{name}" cannot start from a picture; use a flow or edm package', name=self.card.name)
+        assert request.source is not None
+        raw = torch.from_numpy(self.package.codec.pack(request.source))[None]
+        x = self.package.codec.encode(raw)
+        x = x.expand(len(request.seeds), *x.shape[1:])
+        if request.mask is None:
+            return [guidance.source(x, request.strength)]
+        height, width = x.shape[2:]
+        small = request.mask.convert("L").resize((width, height), Image.Resampling.BOX)
+        edit = torch.from_numpy(np.asarray(small, np.float32) / 255 > 0.1).float()
+        return [guidance.mask(x, edit[None, None].expand(x.shape[0], 1, height, width))]
+
+    def decode(self, x: Tensor) -> list[Image.Image]:
+        """Model space to pictures."""
+        with torch.no_grad():
+            return list(self.package.codec.unpack(self.package.codec.decode(x)))
+
+    def results(self, request: Request, frame: Frame) -> Pictures:
+        """The pictures of a finished walk, each with its recipe."""
+        rows = len(request.seeds)
+        inputs = {
+            name: hashlib.sha256(_png(picture, None)).hexdigest()
+            for name, picture in (("source", request.source), ("mask", request.mask))
+            if picture is not None
+        }
+        options = self.options(request).model_dump(mode="json")
+        out = []
+        for row, (picture, prompt) in enumerate(zip(frame.pictures, request.prompts, strict=True)):
+            recipe = {
+                "package": self.card.identity, "name": self.card.name, "prompt": grammar.format(prompt),
+                "options": options, "strength": request.strength if "source" in inputs else None, "inputs": inputs,
+                "seed": request.seeds[row], "backend": "eager", "build": build(), "threads": torch.get_num_threads(),
+                "rows": rows, "row": row,
+            }  # fmt: skip
+            out.append(Picture(picture, request.seeds[row], recipe))
+        return Pictures(tuple(out))
+
+    def sample(self, prompts: Sequence[Prompt], seed: int, batch: int = ROWS_MAX) -> Iterator[Picture]:
+        """One picture per prompt, in walks of `batch` rows; picture i has seed + i. Parameters of prompts are not read.
+
+        The last walk is filled up with its own first rows, so that every picture is drawn in the same geometry.
+        """
+        for first in range(0, len(prompts), batch):
+            chunk = list(prompts[first : first + batch])
+            seeds = [seed + first + i for i in range(len(chunk))]
+            real = len(chunk)
+            if first:
+                chunk += chunk[:1] * (batch - real)
+                seeds += seeds[:1] * (batch - real)
+            rows = [p.model_copy(update={"n": 1, "seed": s}) for p, s in zip(chunk, seeds, strict=True)]
+            request = Request(rows, seeds)
+            for last in self.walk(request):  # noqa: B007
+                pass
+            yield from self.results(request, last).items[:real]
+
+    def write(self, prompt: str, *, seed: int | None = None, **options: Any) -> Iterator[str]:
+        """Continue `prompt` as text, piece by piece, whole characters only."""
+        if self.family.spec.kind != "text" or "sample" not in self.family.can:
+            raise Unsupported('"{name}" does not write text; it can {can}', name=self.card.name, can=self._abilities)
+        request = Request([Prompt.plain(prompt)], [secrets.randbelow(SEEDS) if seed is None else seed], options)
+        settings = self.options(request)
+        told = ""
+        with torch.no_grad():
+            cond = self.package.conditioner(request.prompts)
+            for state in self.family.sample(cond, Noise(request.seeds), settings):
+                text = str(self.package.codec.unpack(state.x0)[0]).rstrip("\ufffd")
+                if text.startswith(told) and len(text) > len(told):
+                    yield text[len(told) :]
+                    told = text
+
+
+def load(name: str | Path) -> Model:
+    """The package `name` (a folder, or a name among yours and the shipped ones), ready to draw."""
+    return Model(packages.load(packages.find(name)))
+
+
+def replay(
+    path: Path, *, model: Model | None = None, inputs: Mapping[str, Image.Image] | None = None
+) -> tuple[Picture, int]:
+    """Draw the picture in a file again from its recipe: the new one, and the largest pixel difference (0 = equal).
+
+    Raises InvalidInput when the file has no recipe, NotFound when its package is not here.
+    """
+    recipe = read_recipe(path)
+    try:
+        if model is None:
+            model = Model(packages.load(_by_identity(str(recipe["package"]), str(recipe["name"]))))
+        prompt = grammar.parse(str(recipe["prompt"]), allow_empty=True)
+        rows, row, seed = int(recipe["rows"]), int(recipe["row"]), int(recipe["seed"])
+        request = Request([prompt] * rows, [seed] * rows, dict(recipe["options"]))
+        wanted = dict(recipe.get("inputs") or {})
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidInput('the recipe in "{path}" is damaged ({why})', path=path, why=error) from None
+    if not 0 <= row < rows <= ROWS_MAX:
+        raise InvalidInput('the recipe in "{path}" is damaged ({why})', path=path, why=f"row {row} of {rows}")
+    given = dict(inputs or {})
+    for name, digest in wanted.items():
+        if name not in given or hashlib.sha256(_png(given[name], None)).hexdigest() != digest:
+            raise InvalidInput('"{path}" was drawn from a picture; give the same one as --{name}', path=path, name=name)
+    request.source, request.mask = given.get("source"), given.get("mask")
+    if recipe.get("strength") is not None:
+        request.strength = float(recipe["strength"])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(int(recipe.get("threads", threads)))
+    try:
+        for last in model.walk(request):  # noqa: B007
+            pass
+        again = model.results(request, last)[row]
+    finally:
+        torch.set_num_threads(threads)
+    with Image.open(path) as before:
+        old = np.asarray(before.convert("RGBA"), np.int16)
+    new = np.asarray(again.pil.convert("RGBA"), np.int16)
+    if old.shape != new.shape:
+        raise InvalidInput('"{path}" is not the size that its recipe draws; it was changed since', path=path)
+    return again, int(np.abs(old - new).max())
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The recipe in a picture file."""
+    try:
+        with Image.open(path) as picture:
+            text = picture.info.get(KEY)
+    except FileNotFoundError:
+        raise NotFound('there is no file "{path}"', path=path) from None
+    except (OSError, ValueError, SyntaxError):
+        raise InvalidInput('"{path}" is not a picture', path=path) from None
+    try:
+        found = json.loads(text) if text else None
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise InvalidInput('"{path}" holds no recipe of Sojourn; only files it wrote do', path=path)
+    return found
+
+
+def build() -> str:
+    """What the bits of a result depend on besides the package: torch's build and the processor's abilities."""
+    return f"torch {torch.__version__} {torch.backends.cpu.get_cpu_capability()} {platform.machine()}"
+
+
+def _by_identity(identity: str, name: str) -> Path:
+    for _, path, card in packages.list_packages():
+        if card.identity == identity:
+            return path
+    raise NotFound(
+        'the package "{name}" ({identity}) that drew this is not here; give its folder with --model',
+        name=name, identity=identity[:12],
+    )  # fmt: skip
+
+
+def _png(picture: Image.Image, info: PngInfo | None) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()

@@ -1,0 +1,449 @@
+"""GAN nets, their losses and the latent walk: against closed forms, numpy and scikit-image."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import correlate1d
+from skimage.metrics import structural_similarity
+from torch import Tensor
+
+from sojourn.diffusion.langevin import walk
+from sojourn.errors import ConfigError, InvalidInput, Unsupported
+from sojourn.families.dcgan import DCGAN, DCGANConfig, DCGANOptions
+from sojourn.nets import losses
+from sojourn.nets.conv import Discriminator, Generator
+from sojourn.registry import get, preset
+from sojourn.types import Batch, Cond, DataSpec, Guide, Noise
+
+PLAIN = DataSpec("image", (1, 16, 16))
+CLASSES = DataSpec("image", (3, 8, 8), labels=(("digit", 10),))
+
+
+def gan(spec: DataSpec = CLASSES, family: str = "dcgan", **changes: object) -> DCGAN:
+    torch.manual_seed(0)
+    return DCGAN(DCGANConfig(**{**preset(family, "tiny"), **changes}), spec)
+
+
+def batch(spec: DataSpec = CLASSES, rows: int = 6) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(rows, *spec.shape, generator=generator) * 2 - 1
+    labels = torch.randint(0, 10, (rows, 1), generator=generator) if spec.labels else None
+    return Batch(x, Cond(labels=labels), torch.ones(rows))
+
+
+def only(family: DCGAN, name: str) -> None:
+    for child in ("G", "D"):
+        family.get_submodule(child).requires_grad_(child == name)
+
+
+# Adversarial terms
+
+
+def test_terms_against_their_definitions():
+    real = torch.tensor([-3.0, 0.0, 0.4, 2.0], dtype=torch.float64)
+    fake = torch.tensor([1.5, 0.0, -2.0, -0.3], dtype=torch.float64)
+    sigmoid = 1 / (1 + np.exp(-real.numpy())), 1 / (1 + np.exp(-fake.numpy()))
+    np.testing.assert_allclose(losses.logistic_d(real, fake), -np.log(sigmoid[0]) - np.log(1 - sigmoid[1]), rtol=1e-12)
+    np.testing.assert_allclose(losses.logistic_g(fake), -np.log(sigmoid[1]), rtol=1e-12)
+    np.testing.assert_allclose(losses.hinge_d(real, fake), [4 + 2.5, 2, 0.6 + 0, 0 + 0.7], rtol=1e-12)
+    np.testing.assert_allclose(losses.hinge_g(fake), -fake, rtol=1e-12)
+    np.testing.assert_allclose(losses.wasserstein_d(real, fake), [4.5, 0, -2.4, -2.3], rtol=1e-12)
+    np.testing.assert_allclose(losses.wasserstein_g(fake), -fake, rtol=1e-12)
+
+
+def test_logistic_terms_stay_finite_far_out():
+    far = torch.tensor([-1e4, 1e4])
+    assert losses.logistic_d(far, far).isfinite().all()
+    assert losses.logistic_g(far).isfinite().all()
+
+
+# Penalties
+
+
+def test_zero_centred_penalty_of_a_quadratic_critic():
+    # score = a . x + x' Q x / 2 has gradient a + Q x
+    generator = torch.Generator().manual_seed(0)
+    a, q = torch.randn(12, generator=generator), torch.randn(12, 12, generator=generator)
+    q = q + q.T
+    x = torch.randn(5, 3, 2, 2, generator=generator).requires_grad_(True)
+    scale = torch.tensor(2.0, requires_grad=True)
+    flat = x.flatten(1)
+    score = scale * (flat @ a + (flat @ q * flat).sum(1) / 2)
+    penalty = losses.zero_centred_penalty(score, x)
+    exact = (2 * (a + x.detach().flatten(1) @ q)).square().sum(1)
+    torch.testing.assert_close(penalty, exact)
+    (slope,) = torch.autograd.grad(penalty.sum(), scale)  # d(scale^2 g^2)/d scale = 2 scale g^2
+    torch.testing.assert_close(slope, exact.sum())
+
+
+def test_one_centred_penalty_of_a_quadratic_critic():
+    generator = torch.Generator().manual_seed(0)
+    real, fake = torch.randn(2, 4, 1, 3, 3, generator=generator)
+    mix = torch.tensor([0.0, 1.0, 0.25, 0.5])
+
+    def critic(x: Tensor) -> Tensor:
+        return x.flatten(1).square().sum(1) / 2  # its gradient is x
+
+    between = mix.view(4, 1, 1, 1) * real + (1 - mix.view(4, 1, 1, 1)) * fake
+    exact = (between.flatten(1).norm(dim=1) - 1).square()
+    torch.testing.assert_close(losses.one_centred_penalty(critic, real, fake, mix), exact)
+
+
+def test_one_centred_penalty_of_a_flat_critic_has_a_finite_gradient():
+    weight = torch.zeros(4, requires_grad=True)
+    x = torch.ones(2, 4)
+    penalty = losses.one_centred_penalty(lambda v: v @ weight, x, x, torch.zeros(2))
+    penalty.sum().backward()
+    torch.testing.assert_close(penalty.detach(), torch.ones(2))
+    assert weight.grad is not None
+    assert weight.grad.isfinite().all()
+
+
+# Reconstruction
+
+
+def pictures(rows: int = 3, side: int = 40, channels: int = 2) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.rand(rows, channels, side, side, generator=generator) * 2 - 1
+    y = (x + 0.4 * torch.randn(x.shape, generator=generator)).clamp(-1, 1)
+    return x, y
+
+
+def test_distances_against_numpy():
+    x, y = pictures()
+    a, b = x.double().numpy(), y.double().numpy()
+    axes = (1, 2, 3)
+    np.testing.assert_allclose(losses.l1(x, y), np.abs(a - b).mean(axes), rtol=1e-5)
+    np.testing.assert_allclose(losses.l2(x, y), ((a - b) ** 2).mean(axes), rtol=1e-5)
+    np.testing.assert_allclose(losses.charbonnier(x, y, eps=0.1), np.sqrt((a - b) ** 2 + 0.01).mean(axes), rtol=1e-5)
+    down, across = np.diff(a - b, axis=2), np.diff(a - b, axis=3)
+    np.testing.assert_allclose(
+        losses.gradient_l1(x, y), (np.abs(down).mean(axes) + np.abs(across).mean(axes)) / 2, rtol=1e-5
+    )
+
+
+def test_gradient_l1_ignores_a_shift_in_brightness():
+    x, _ = pictures()
+    assert float(losses.gradient_l1(x, x + 0.3).max()) < 1e-6
+
+
+def test_ssim_against_scikit_image():
+    x, y = pictures()
+    for row in range(len(x)):
+        known = structural_similarity(
+            x[row].double().numpy(), y[row].double().numpy(), channel_axis=0, data_range=2.0,
+            gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+        )  # fmt: skip
+        assert float(losses.ssim(x, y)[row]) == pytest.approx(known, abs=1e-5)
+
+
+def reference_ms_ssim(a: np.ndarray, b: np.ndarray, weights: list[float]) -> float:
+    """MS-SSIM of one channel (h, w), float64, written from the paper with scipy's filters."""
+    taps = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
+    taps /= taps.sum()
+
+    def blur(v: np.ndarray) -> np.ndarray:
+        return correlate1d(correlate1d(v, taps, axis=0), taps, axis=1)[5:-5, 5:-5]
+
+    value = 1.0
+    for scale, weight in enumerate(weights):
+        if scale:
+            a, b = (v.reshape(v.shape[0] // 2, 2, v.shape[1] // 2, 2).mean((1, 3)) for v in (a, b))
+        ma, mb = blur(a), blur(b)
+        va, vb, cov = blur(a * a) - ma**2, blur(b * b) - mb**2, blur(a * b) - ma * mb
+        contrast = (2 * cov + 0.06**2) / (va + vb + 0.06**2)
+        light = (2 * ma * mb + 0.02**2) / (ma**2 + mb**2 + 0.02**2)
+        value *= (light * contrast if scale == len(weights) - 1 else contrast).mean() ** weight
+    return value
+
+
+def test_ms_ssim_against_a_float64_reference():
+    x, y = pictures(rows=2, side=176, channels=1)
+    weights = [w / sum(losses.SCALES) for w in losses.SCALES]
+    known = [reference_ms_ssim(x[i, 0].double().numpy(), y[i, 0].double().numpy(), weights) for i in range(2)]
+    np.testing.assert_allclose(losses.ms_ssim(x, y), known, rtol=1e-4)
+
+
+def test_ms_ssim_takes_as_many_scales_as_fit():
+    x, y = pictures(rows=1, side=64, channels=1)
+    three = [w / sum(losses.SCALES[:3]) for w in losses.SCALES[:3]]
+    known = reference_ms_ssim(x[0, 0].double().numpy(), y[0, 0].double().numpy(), three)
+    assert float(losses.ms_ssim(x, y)[0]) == pytest.approx(known, rel=1e-4)
+
+
+def test_similarity_is_one_for_equals_and_has_a_gradient():
+    x, y = pictures(side=32)
+    torch.testing.assert_close(losses.ssim(x, x), torch.ones(3))
+    torch.testing.assert_close(losses.ms_ssim(x, x), torch.ones(3))
+    y.requires_grad_(True)
+    opposite = -x.detach()
+    (1 - losses.ms_ssim(opposite, y)).sum().backward()
+    assert y.grad is not None
+    assert y.grad.isfinite().all()
+
+
+def test_similarity_of_small_pictures_is_refused_with_their_size():
+    with pytest.raises(InvalidInput, match="found 8x8"):
+        losses.ssim(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8))
+
+
+# Nets
+
+
+@pytest.mark.parametrize(("side", "channels"), [(8, 1), (16, 4), (32, 3), (128, 3)])
+def test_nets_fit_every_power_of_two(side: int, channels: int):
+    spec = DataSpec("image", (channels, side, side), labels=(("kind", 3),))
+    g, d = Generator(spec, 16, 8, 32, "batch"), Discriminator(spec, 8, 32, "layer")
+    cond = Cond(labels=torch.tensor([[0], [-1]]))
+    x = g(torch.randn(2, 16), cond)
+    assert x.shape == (2, channels, side, side)
+    assert float(x.detach().abs().max()) <= 1
+    assert d(x, cond).shape == (2,)
+
+
+@pytest.mark.parametrize("shape", [(1, 12, 12), (3, 64, 32), (3, 4, 4), (64,)])
+def test_other_shapes_are_refused(shape: tuple[int, ...]):
+    with pytest.raises(Unsupported, match="64, 128"):
+        Generator(DataSpec("image", shape), 16, 8, 32, "batch")
+    with pytest.raises(Unsupported, match="64, 128"):
+        Discriminator(DataSpec("image", shape), 8, 32, "none")
+
+
+def test_class_changes_picture_and_score():
+    family = gan().eval()
+    z = torch.randn(1, family.config.z_dim).repeat(2, 1)
+    cond = Cond(labels=torch.tensor([[1], [2]]))
+    x = family.G(z, cond)
+    assert float((x[0] - x[1]).abs().max()) > 1e-3
+    scores = family.D(x[:1].repeat(2, 1, 1, 1), cond)
+    assert float(scores[0] - scores[1]) != 0
+    none = family.D(x, Cond()), family.D(x, Cond(labels=torch.tensor([[-1], [-1]])))
+    torch.testing.assert_close(*none)
+
+
+def test_pooled_text_is_a_condition():
+    spec = DataSpec("image", (3, 8, 8), pooled_dim=5, text_dim=7, text_len=3)
+    family = gan(spec)
+    loss = family.loss("D", Batch(batch().x, Cond(pooled=torch.randn(6, 5)), torch.ones(6)), 0)
+    loss.value.sum().backward()
+    assert all(p.grad is not None for p in family.D.parameters())
+
+
+# The family
+
+
+@pytest.mark.parametrize("id", ["dcgan", "wgan-gp"])
+@pytest.mark.parametrize("spec", [PLAIN, CLASSES], ids=["plain", "classes"])
+def test_a_phase_reaches_exactly_its_nets(id: str, spec: DataSpec):
+    family = gan(spec, id).train()
+    for phase in family.phases():
+        only(family, phase.name)
+        family.zero_grad()
+        loss = family.loss(phase.name, batch(spec), 0)
+        assert loss.value.shape == (6,)
+        assert loss.value.isfinite().all()
+        assert not any(value.requires_grad for value in loss.logs.values())
+        loss.value.sum().backward()
+        for name, parameter in family.named_parameters():
+            reached = parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
+            assert reached == name.startswith(phase.name), name
+
+
+def test_presets_say_what_they_are():
+    for id in ("dcgan", "wgan-gp"):
+        for size in get("family", id).presets:
+            config = DCGANConfig(**preset(id, size))
+            assert config.loss == ("wgan" if id == "wgan-gp" else "ns")
+    assert [(p.name, p.repeat) for p in gan(family="wgan-gp", n_critic=5).phases()] == [("D", 5), ("G", 1)]
+
+
+def test_d_loss_is_the_sum_of_its_terms():
+    family = gan(penalty=3.0, label_drop=0.0).train()
+    only(family, "D")
+    data = batch()
+    torch.manual_seed(5)
+    loss = family.loss("D", data, 0)
+    torch.manual_seed(5)
+    z = torch.randn(6, family.config.z_dim)
+    real = data.x.clone().requires_grad_(True)
+    score = family.D(real, data.cond)
+    fake = family.D(family.G(z, data.cond), data.cond)
+    (slope,) = torch.autograd.grad(score.sum(), real)
+    value = torch.log1p(torch.exp(-score)) + torch.log1p(torch.exp(fake)) + 3 * slope.square().sum((1, 2, 3))
+    torch.testing.assert_close(loss.value.detach(), value.detach())
+
+
+def test_tiny_is_free_of_its_batch_and_batch_norm_is_not():
+    data = batch()
+    for id in ("dcgan", "wgan-gp"):
+        family = gan(family=id).train()
+        assert family.splittable
+        z = torch.randn(6, family.config.z_dim)
+        whole = family.G(z, data.cond)
+        torch.testing.assert_close(family.G(z[:2], data.cond[:2]), whole[:2])
+        torch.testing.assert_close(family.D(whole[:2], data.cond[:2]), family.D(whole, data.cond)[:2])
+    family = gan(g_norm="batch").train()
+    assert not family.splittable
+    assert float((family.G(z[:2], data.cond[:2]) - family.G(z, data.cond)[:2]).detach().abs().max()) > 1e-3
+
+
+def test_batch_norm_and_penalty_exclude_each_other():
+    with pytest.raises(ConfigError, match="exclude each other"):
+        gan(d_norm="batch")
+    family = gan(d_norm="batch", penalty=0.0)
+    assert not family.splittable
+
+
+@pytest.mark.parametrize("g_norm", ["layer", "batch"])
+def test_a_sample_depends_on_its_seed_alone(g_norm: str):
+    family = gan(g_norm=g_norm).train()
+    for _ in range(3):  # running statistics that are not the initial ones
+        family.G(torch.randn(8, family.config.z_dim), Cond())
+    family.eval()
+    cond = Cond(labels=torch.tensor([[3], [4], [5]]))
+    guide = Guide("bright", energy=lambda x, _: -20 * x.mean((1, 2, 3)))
+    for guides in ((), (guide,)):
+        options = DCGANOptions(steps=5)
+        rows = list(family.sample(cond, Noise([7, 8, 9]), options, guides))[-1]
+        one = list(family.sample(cond[1:2], Noise([8]), options, guides))[-1]
+        torch.testing.assert_close(rows.x0[1:2], one.x0, atol=1e-4, rtol=1e-4)
+        assert bool(rows.done.all())
+        assert float(rows.sigma.max()) == 0
+
+
+def test_truncation_narrows_and_zero_gives_one_picture():
+    family = gan().eval()
+
+    def spread(truncation: float) -> float:
+        options = DCGANOptions(truncation=truncation)
+        return float(list(family.sample(Cond(), Noise(range(16)), options))[-1].x0.std(dim=0).mean())
+
+    assert spread(1.0) > 1.5 * spread(0.5) > 0
+    assert spread(0.0) < 1e-6
+
+
+def test_an_energy_bends_the_sample_and_leaves_the_weights_alone():
+    family = gan().eval()
+    before = copy.deepcopy(family.state_dict())
+    target = family.G(torch.randn(1, family.config.z_dim), Cond()).detach()
+    guide = Guide("like", energy=lambda x, _: 1e4 * (x - target).square().mean((1, 2, 3)))
+    options = DCGANOptions(temperature=0.0, steps=60)
+    plain = list(family.sample(Cond(), Noise(range(4)), options))
+    bent = list(family.sample(Cond(), Noise(range(4)), options, [guide]))
+    assert len(plain) == 1
+    assert len(bent) == 60
+    far, near = (float(losses.l2(steps[-1].x0, target.expand(4, -1, -1, -1)).mean()) for steps in (plain, bent))
+    assert near < far / 10
+    assert not any(step.x0.requires_grad for step in bent)
+    assert all(torch.equal(value, before[key]) for key, value in family.state_dict().items())
+    assert all(parameter.grad is None for parameter in family.parameters())
+
+
+def test_a_guide_of_another_form_is_refused():
+    with pytest.raises(Unsupported, match="mask"):
+        list(gan().sample(Cond(), Noise([0]), DCGANOptions(), [Guide("mask", denoise=lambda d: d)]))
+
+
+# The walk in closed form: decode(z) = W z, energy = k/2 |x - y|^2, so U is quadratic with precision I + k W'W
+
+
+WEIGHTS = torch.tensor([[1.0, 0.5, 0.0], [0.0, -0.5, 1.0]])
+TARGET = torch.tensor([1.0, -2.0])
+STRENGTH = 3.0
+
+
+def linear(z: Tensor) -> Tensor:
+    return z @ WEIGHTS.T
+
+
+def quadratic(x: Tensor, cond: Cond) -> Tensor:
+    return STRENGTH / 2 * (x - TARGET).square().sum(1)
+
+
+def posterior() -> tuple[Tensor, Tensor]:
+    cov = torch.linalg.inv(torch.eye(3) + STRENGTH * WEIGHTS.T @ WEIGHTS)
+    return cov @ (STRENGTH * WEIGHTS.T @ TARGET), cov
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+def test_walk_settles_on_the_posterior(temperature: float):
+    rows = 3000
+    noise = Noise(range(rows))
+    steps = walk(
+        linear, noise.draw("z", (3,)), Cond(), [quadratic], noise, steps=60, step_size=0.2, temperature=temperature
+    )
+    z = list(steps)[-1].x
+    mean, cov = posterior()
+    cov = temperature * cov
+    bar = 4.5 * (cov.diagonal() / rows).sqrt()
+    assert bool(((z.mean(0) - mean).abs() < bar).all()), (z.mean(0), mean)
+    gap = (torch.cov(z.T) - cov).abs()
+    outer = cov.diagonal()[:, None] * cov.diagonal()[None]
+    assert bool((gap < 4.5 * ((outer + cov.square()) / rows).sqrt()).all()), (torch.cov(z.T), cov)
+
+
+def test_walk_without_energies_keeps_the_prior():
+    noise = Noise(range(2000))
+    z = list(walk(linear, noise.draw("z", (3,)), Cond(), [], noise, steps=5, step_size=0.5, temperature=1.0))[-1].x
+    assert float(z.mean(0).abs().max()) < 4.5 / math.sqrt(2000)
+    assert float((torch.cov(z.T) - torch.eye(3)).abs().max()) < 4.5 * math.sqrt(2 / 2000)
+
+
+def test_walk_at_temperature_zero_reaches_the_minimiser():
+    noise = Noise([0, 1, 2])
+    steps = list(
+        walk(linear, noise.draw("z", (3,)), Cond(), [quadratic], noise, steps=80, step_size=0.1, temperature=0)
+    )
+    torch.testing.assert_close(steps[-1].x, posterior()[0].expand(3, 3), atol=1e-3, rtol=0)
+    potential = torch.stack([step.x.square().sum(1) / 2 + quadratic(step.x0, Cond()) for step in steps])
+    assert float((potential[1:] - potential[:-1]).max()) <= 1e-5
+    torch.testing.assert_close(steps[-1].x0, linear(steps[-1].x))
+
+
+def test_walk_survives_an_energy_far_too_strong_for_its_step():
+    noise = Noise(range(8))
+
+    def strong(x: Tensor, cond: Cond) -> Tensor:
+        return 1e6 * (x - TARGET).square().sum(1)
+
+    for temperature in (0.0, 1.0):
+        start = noise.draw("z", (3,))
+        steps = list(walk(linear, start, Cond(), [strong], noise, steps=200, step_size=0.5, temperature=temperature))
+        assert steps[-1].x.isfinite().all()
+        begin, end = strong(linear(start), Cond()), strong(steps[-1].x0, Cond())
+        assert bool((end < 1e-2 * begin).all())
+
+
+def test_walk_refuses_places_where_an_energy_is_not_finite():
+    def walled(x: Tensor, cond: Cond) -> Tensor:
+        return torch.where(x[:, 0] > 0, -x[:, 0].log(), torch.nan)
+
+    noise = Noise(range(50))
+    start = noise.draw("z", (3,))
+    start[:, :2] = start[:, :2].abs()
+    for step in walk(linear, start, Cond(), [walled], noise, steps=20, step_size=0.5, temperature=1.0):
+        assert bool((step.x0[:, 0] > 0).all())
+    with pytest.raises(InvalidInput, match="not finite at the start of row 1"):
+        list(walk(linear, torch.tensor([[1.0, 1, 0], [-1, -1, 0]]), Cond(), [walled], Noise([0, 1]),
+                  steps=2, step_size=0.1, temperature=1.0))  # fmt: skip
+
+
+def test_walk_wants_one_value_per_row():
+    with pytest.raises(InvalidInput, match="one per row"):
+        list(walk(linear, torch.zeros(2, 3), Cond(), [lambda x, cond: x], Noise([0, 1]),
+                  steps=1, step_size=0.1, temperature=1.0))  # fmt: skip
+
+
+def test_walk_leaves_the_callers_gradient_mode_alone():
+    noise = Noise([0])
+    with torch.no_grad():
+        for step in walk(linear, torch.zeros(1, 3), Cond(), [quadratic], noise, steps=2, step_size=0.1, temperature=1):
+            assert not torch.is_grad_enabled()
+            assert not step.x.requires_grad
+    for _ in walk(linear, torch.zeros(1, 3), Cond(), [quadratic], noise, steps=2, step_size=0.1, temperature=1.0):
+        assert torch.is_grad_enabled()

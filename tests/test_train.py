@@ -1,0 +1,365 @@
+"""The loop: learns, resumes bit for bit after being killed anywhere, survives bad numbers, full disks and small memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sojourn.config import Recipe, Stage, TrainConfig, load_recipe
+from sojourn.data.dataset import Item, LabelColumn, PackedSet, SetInfo, SetWriter
+from sojourn.errors import ConfigError, OutOfRoom, TrainingFailed
+from sojourn.schema import Part
+from sojourn.train import loop, state
+from sojourn.train.build import build, run_recipe
+from sojourn.train.optim import Muon, orthogonalise, schedule
+
+SMALL = {"seen": 512, "batch_size": 32, "snapshot": 128, "sheet": 4, "held_out": 32, "threads": 1, "hooks": ()}
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """scikit-learn's digits as a packed set."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    folder = tmp_path_factory.mktemp("sets") / "digits"
+    info = SetInfo(
+        name="digits", kind="image", shape=(8, 8, 1), labels=[LabelColumn(name="class", values=list("0123456789"))]
+    )
+    with SetWriter(folder, info) as writer:
+        for i, (picture, label) in enumerate(zip(data.images, data.target, strict=True)):
+            split = "valid" if i % 10 == 0 else "train"
+            pixels = (picture * 15.9).astype(np.uint8)[:, :, None]
+            writer.add(Item(f"d{i}", pixels, captions=[str(label)], labels=[int(label)], split=split))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def poems(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sets") / "poems"
+    lines = [
+        "春眠不觉晓，处处闻啼鸟。",
+        "白日依山尽，黄河入海流。",
+        "床前明月光，疑是地上霜。",
+        "红豆生南国，春来发几枝。",
+    ]
+    with SetWriter(folder, SetInfo(name="poems", kind="text", shape=())) as writer:
+        for i in range(64):
+            writer.add(Item(f"p{i}", lines[i % 4] + lines[(i // 4) % 4], split="valid" if i % 8 == 0 else "train"))
+    return folder
+
+
+STAGES = {
+    "flow": {"family": "flow", "conditioner": Part(id="labels")},
+    "dcgan": {"family": "dcgan", "conditioner": Part(id="labels")},
+    "vae": {"family": "vae"},
+    "lm": {"family": "lm", "codec": Part(id="text", config={"tokenizer": "chars", "length": 24})},
+}
+
+
+def recipe_for(name: str, sets: dict[str, Path], **train: object) -> Recipe:
+    stage = Stage(
+        data=str(sets["poems" if name == "lm" else "digits"]), train=TrainConfig(**{**SMALL, **train}), **STAGES[name]
+    )
+    return Recipe(name=name, stage=[stage])
+
+
+@pytest.fixture
+def sets(digits: Path, poems: Path) -> dict[str, Path]:
+    return {"digits": digits, "poems": poems}
+
+
+def digest(folder: Path) -> str:
+    """sha256 of the finished package's weights."""
+    return hashlib.sha256((folder / "model" / "package" / "weights.safetensors").read_bytes()).hexdigest()
+
+
+def finish(recipe: Recipe, folder: Path) -> str:
+    for _ in run_recipe(recipe, folder):
+        pass
+    return digest(folder)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_closed_and_resumed_is_uninterrupted(name: str, sets: dict[str, Path], tmp_path: Path) -> None:
+    recipe = recipe_for(name, sets)
+    whole = finish(recipe, tmp_path / "whole")
+    for stop_at in (1, 3, 6):
+        events = run_recipe(recipe, tmp_path / "parts")
+        for i, _ in enumerate(events):
+            if i == stop_at:
+                break
+        events.close()
+    assert finish(recipe, tmp_path / "parts") == whole
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_killed_and_resumed_is_uninterrupted(name: str, sets: dict[str, Path], tmp_path: Path) -> None:
+    """kill -9 at random times; the last run goes to the end. `SOJOURN_KILLS` sets how many (20 in the long form)."""
+    recipe = recipe_for(name, sets, seen=1024)
+    path = tmp_path / "recipe.json"
+    path.write_text(recipe.model_dump_json())
+    code = (
+        "import sys, pathlib\n"
+        "from sojourn.config import Recipe\nfrom sojourn.train.build import run_recipe\n"
+        "recipe = Recipe.model_validate_json(pathlib.Path(sys.argv[1]).read_text())\n"
+        "print('ready', flush=True)\n"
+        "for _ in run_recipe(recipe, pathlib.Path(sys.argv[2])): pass\n"
+    )
+    command = [sys.executable, "-c", code, str(path)]
+
+    def start(folder: str) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen([*command, str(tmp_path / folder)], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        return process
+
+    begun = time.monotonic()
+    assert start("whole").wait() == 0
+    span = time.monotonic() - begun
+    rng = random.Random(5)
+    for _ in range(int(os.environ.get("SOJOURN_KILLS", "2"))):
+        process = start("killed")
+        time.sleep(rng.uniform(0.2, 0.9) * span)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert start("killed").wait() == 0
+    assert digest(tmp_path / "killed") == digest(tmp_path / "whole")
+
+
+def test_a_snapshot_is_old_or_new_whenever_it_is_killed(tmp_path: Path) -> None:
+    """os._exit at every system call of a save that can matter: the newest whole snapshot loads."""
+    code = """
+import os, sys, pathlib, torch
+from sojourn.train import state
+folder, point = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+count = 0
+def patched(fn):
+    def call(*args, **kwargs):
+        global count
+        count += 1
+        if count == point: os._exit(9)
+        out = fn(*args, **kwargs)
+        count += 1
+        if count == point: os._exit(9)
+        return out
+    return call
+state.save(folder, "000000000001-0", {"a": torch.ones(1000)}, {"seen": 1}, 2)
+import builtins, shutil, json
+from sojourn import safefile
+for module, name in ((os, "fsync"), (os, "rename"), (os, "replace"), (os, "mkdir"), (safefile, "_swap"),
+                     (shutil, "rmtree"), (json, "dumps")):
+    setattr(module, name, patched(getattr(module, name)))
+state.save(folder, "000000000002-0", {"a": 2 * torch.ones(1000)}, {"seen": 2}, 1)
+print("done")
+"""
+    ends = set()
+    for point in range(1, 24):
+        folder = tmp_path / str(point)
+        result = subprocess.run([sys.executable, "-c", code, str(folder), str(point)], capture_output=True, check=False)
+        found = state.latest(folder)
+        assert found is not None
+        tensors, meta = found
+        assert float(tensors["a"][0]) == meta["seen"]
+        ends.add(meta["seen"])
+        if b"done" in result.stdout:
+            break
+    assert ends == {1, 2}
+
+
+def test_a_damaged_snapshot_is_passed_over(tmp_path: Path) -> None:
+    state.save(tmp_path, "1-0", {"a": torch.ones(3)}, {"seen": 1}, 5)
+    state.save(tmp_path, "2-0", {"a": torch.ones(3)}, {"seen": 2}, 5)
+    with (tmp_path / "2-0" / "tensors.safetensors").open("r+b") as file:
+        file.seek(-2, 2)
+        file.write(b"x")
+    found = state.latest(tmp_path)
+    assert found is not None
+    assert found[1]["seen"] == 1
+
+
+def test_a_full_disk_leaves_the_old_snapshot(sets: dict[str, Path], tmp_path: Path) -> None:
+    """RLIMIT_FSIZE below a snapshot's size: one line, no temporary file, and the run goes on when there is room."""
+    import resource
+
+    recipe = recipe_for("flow", sets)
+    events = run_recipe(recipe, tmp_path / "run")
+    for event in events:
+        if event.kind == "log" and "snapshot at 256" in getattr(event, "text", ""):
+            break
+    before = state.latest(tmp_path / "run" / "model" / "state")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))
+    try:
+        with pytest.raises(OutOfRoom, match="no room to write"):
+            for _ in events:
+                pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    after = state.latest(tmp_path / "run" / "model" / "state")
+    assert before is not None
+    assert after is not None
+    assert after[1]["seen"] == before[1]["seen"]
+    left = [path for path in (tmp_path / "run").rglob("*") if path.name.endswith(".part")]
+    assert left == []
+    assert finish(recipe, tmp_path / "run") == finish(recipe, tmp_path / "other")
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, at: int, times: int) -> None:
+    """Make the loss of one row NaN in the update that begins at `at`, the first `times` times."""
+    from sojourn.families.diffusion import Diffusion
+
+    plain, left = Diffusion.loss, [times]
+
+    def loss(self, phase, batch, seen):  # type: ignore[no-untyped-def]
+        out = plain(self, phase, batch, seen)
+        if seen == at and self.training and left[0]:
+            left[0] -= 1
+            value = out.value.clone()
+            value[3] = float("nan")
+            return type(out)(value, out.logs, out.units, out.stats)
+        return out
+
+    monkeypatch.setattr(Diffusion, "loss", loss)
+
+
+def test_a_nan_rolls_back_and_halves_the_rate(
+    sets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, at=288, times=1)
+    logs = [e.text for e in run_recipe(recipe_for("flow", sets), tmp_path) if e.kind == "log"]  # type: ignore[attr-defined]
+    (warning,) = [text for text in logs if "not finite" in text]
+    assert "sample 288" in warning
+    assert "back to 256, rate x 0.5, try 1 of 3" in warning
+    rows = warning.split("rows ")[1].split(")")[0]
+    assert rows.startswith("d")
+    found = state.latest(tmp_path / "model" / "state")
+    assert found is not None
+    tensors, meta = found
+    assert meta["rate"] == 0.5
+    assert all(bool(torch.isfinite(t).all()) for t in tensors.values() if t.is_floating_point())
+
+
+def test_a_loss_that_stays_nan_stops_with_step_and_rows(
+    sets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, at=288, times=99)
+    with pytest.raises(TrainingFailed, match=r"diverged 4 times, last at sample 288 .*rows d\d+"):
+        for _ in run_recipe(recipe_for("flow", sets), tmp_path):
+            pass
+
+
+def test_running_out_of_memory_halves_the_micro_batch(
+    sets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sojourn.families.vae import VAE
+
+    plain = VAE.loss
+
+    def loss(self, phase, batch, seen):  # type: ignore[no-untyped-def]
+        if self.training and len(batch) > 8:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
+        return plain(self, phase, batch, seen)
+
+    monkeypatch.setattr(VAE, "loss", loss)
+    finish(recipe_for("vae", sets), tmp_path)
+    found = state.latest(tmp_path / "model" / "state")
+    assert found is not None
+    assert found[1]["micro"] == 8
+
+
+def test_a_batch_that_never_fits_is_refused_before_training(
+    sets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sojourn.train.room.free_memory", lambda: 1000)
+    with pytest.raises(OutOfRoom, match="try batch_size <= "):
+        finish(recipe_for("vae", sets), tmp_path)
+
+
+def test_two_micro_batches_give_the_gradient_of_one(sets: dict[str, Path], tmp_path: Path) -> None:
+    """With the noise taken out of the loss, the split must not show."""
+    recipe = recipe_for("lm", sets)
+    stage = recipe.stage[0]
+    data = PackedSet(stage.data)
+    grads = []
+    for micro in (32, 8):
+        package = build(stage, data, {}, recipe)
+        run = loop.Run(package, data, stage.train.model_copy(update={"micro_batch": micro}), tmp_path)
+        list(run.feed.prepare())
+        run.family.eval()
+        batch = run.feed.batch(0, 32)
+        phase = run.phases[0]
+        total, _ = run.gradients(phase, 0, 0, batch)
+        grads.append([p.grad / total for p in run.family.parameters()])
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_another_setting_in_the_same_folder_is_refused(sets: dict[str, Path], tmp_path: Path) -> None:
+    finish(recipe_for("flow", sets), tmp_path)
+    with pytest.raises(ConfigError, match=r"train\.lr was 0\.001, now 0\.002"):
+        finish(recipe_for("flow", sets, lr=0.002), tmp_path)
+
+
+def test_it_learns_the_digits(sets: dict[str, Path], tmp_path: Path) -> None:
+    """Held-out loss falls by half against the first snapshot."""
+    finish(recipe_for("vae", sets, seen=8192, snapshot=1024, lr=3e-3, sheet=0), tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "model" / "stats.jsonl").read_text().splitlines()]
+    held = [line["held_out/loss"] for line in lines if "held_out/loss" in line]
+    assert held[-1] < 0.6 * held[0]
+
+
+def test_shipped_recipes_load_and_overrides_reach_them() -> None:
+    recipe = load_recipe("digits", ["seen=1000", "train.lr=0.5", "preset=tiny"])
+    assert recipe.stage[0].train.seen == 1000
+    assert recipe.stage[0].train.lr == 0.5
+    with pytest.raises(ConfigError, match="there is no setting stage.0.train.sen; did you mean seen"):
+        load_recipe("digits", ["train.sen=1000"])
+    with pytest.raises(ConfigError, match="begin it with one of tower, autoencoder, flow"):
+        load_recipe("emoji", ["lr=1"])
+    with pytest.raises(ConfigError, match="less than or equal to 10"):
+        load_recipe("digits", ["lr=1e9"])
+
+
+def test_schedule_rises_holds_and_falls() -> None:
+    config = TrainConfig(seen=1000, batch_size=10, warmup=100, decay=0.5)
+    assert schedule(0, config) == pytest.approx(0.1)
+    assert schedule(100, config) == schedule(500, config) == 1
+    assert schedule(750, config) == pytest.approx(0.5)
+    assert schedule(1000, config) == 0
+
+
+def test_muon_orthogonalises() -> None:
+    torch.manual_seed(0)
+    for shape in ((2, 16, 40), (2, 40, 16)):
+        g = torch.randn(shape)
+        values = torch.linalg.svdvals(orthogonalise(g))
+        assert float(values.min()) > 0.6
+        assert float(values.max()) < 1.3
+        u, _, vh = torch.linalg.svd(g, full_matrices=False)
+        cosine = torch.nn.functional.cosine_similarity((u @ vh).flatten(1), orthogonalise(g).flatten(1))
+        assert float(cosine.min()) > 0.95
+
+
+def test_muon_descends_a_matrix_problem() -> None:
+    torch.manual_seed(0)
+    target = torch.randn(12, 20)
+    w = torch.zeros(12, 20, requires_grad=True)
+    optimizer = Muon([w], lr=0.1)
+    for _ in range(200):
+        optimizer.zero_grad()
+        (w - target).square().sum().backward()
+        optimizer.step()
+    assert float((w - target).square().mean()) < 0.05
