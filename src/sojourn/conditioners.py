@@ -11,10 +11,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor
 
 from sojourn.codecs.text import TextCodec
+from sojourn.config import validated
 from sojourn.data.styles import find_style
 from sojourn.errors import ConfigError, NotFound
 from sojourn.registry import register
@@ -51,10 +52,10 @@ class Columns:
 
     def __init__(self, columns: Mapping[str, Sequence[str]]) -> None:
         self.values = {name: list(values) for name, values in columns.items()}
-        self.index = {
-            name: {value.casefold(): at for at, value in reversed(list(enumerate(values)))}
-            for name, values in self.values.items()
-        }
+        self.index: dict[str, dict[str, int]] = {name: {} for name in self.values}
+        for name, values in self.values.items():
+            for at, value in enumerate(values):
+                self.index[name].setdefault(value.casefold(), at)
 
     def labels(self, prompts: Sequence[Prompt]) -> Tensor:
         """Label of each prompt in each column (b, a) long, -1 where it says nothing. Raises NotFound."""
@@ -106,7 +107,7 @@ class Labels:
     id = "labels"
 
     def __init__(self, config: Mapping[str, Any], parts: Mapping[str, Any] | None = None) -> None:
-        self._config = _validated(LabelsConfig, config, self.id)
+        self._config = validated(LabelsConfig, dict(config), 'conditioner "labels"')
         words = [name for name in self._config.columns if name != STYLE]
         if len(words) > 1:
             raise ConfigError(
@@ -153,7 +154,7 @@ class Text:
     id = "text"
 
     def __init__(self, config: Mapping[str, Any], parts: Mapping[str, Any] | None = None) -> None:
-        self._config = _validated(TextCondConfig, config, self.id)
+        self._config = validated(TextCondConfig, dict(config), 'conditioner "text"')
         if extra := [name for name in self._config.columns if name != STYLE]:
             raise ConfigError(
                 'conditioner "text" has no use for column "{found}"; it takes "style" alone', found=extra[0]
@@ -262,13 +263,13 @@ class Tokens:
         parts: Mapping[str, Any] | None = None,
         files: Mapping[str, bytes] | None = None,
     ) -> None:
-        self._config = _validated(TokensConfig, config, self.id)
+        self._config = validated(TokensConfig, dict(config), 'conditioner "tokens"')
         self.codec = TextCodec(self._config.tokenizer, files=files)
 
     @classmethod
     def fit_to(cls, config: Mapping[str, Any], parts: Mapping[str, Any], data: PackedSet) -> Self:
         """With the vocabulary that a text codec of the same settings learns from the set."""
-        tokenizer = _validated(TokensConfig, config, cls.id).tokenizer
+        tokenizer = validated(TokensConfig, dict(config), 'conditioner "tokens"').tokenizer
         return cls(config, parts, TextCodec.fit_to(tokenizer, parts, data).files)
 
     @property
@@ -298,14 +299,3 @@ def _grown(store: Tensor, rows: int) -> Tensor:
     out = store.new_zeros(max(rows, 2 * len(store)), *store.shape[1:])
     out[: len(store)] = store
     return out
-
-
-def _validated(model: type[Any], config: Mapping[str, Any], id: str) -> Any:
-    try:
-        return model.model_validate(dict(config))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(
-            'conditioner "{id}": {place}: {problem}',
-            id=id, place=".".join(map(str, first["loc"])), problem=first["msg"],
-        ) from None  # fmt: skip

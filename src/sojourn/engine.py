@@ -266,12 +266,15 @@ class Model:
             out.append(Picture(picture, request.seeds[row], recipe))
         return Pictures(tuple(out))
 
-    def sample(self, prompts: Sequence[Prompt], seed: int, batch: int = ROWS_MAX) -> Iterator[Picture]:
-        """One picture per prompt, in walks of `batch` rows; picture i has seed + i. Parameters of prompts are not read.
+    def sample(
+        self, prompts: Sequence[Prompt], seed: int, batch: int = ROWS_MAX, start: int = 0
+    ) -> Iterator[Picture]:
+        """One picture per prompt from number `start`, in walks of `batch` rows; picture i has seed + i.
 
-        The last walk is filled up with its own first rows, so that every picture is drawn in the same geometry.
+        Parameters of the prompts are not read. The last walk is filled up with its own first row, so that every
+        picture is drawn in the same geometry. `start` is a multiple of `batch`.
         """
-        for first in range(0, len(prompts), batch):
+        for first in range(start, len(prompts), batch):
             chunk = list(prompts[first : first + batch])
             seeds = [seed + first + i for i in range(len(chunk))]
             real = len(chunk)

@@ -433,8 +433,6 @@ def _number(kind: Kind, plain: str, at: dict[str, Any]) -> Any:
             raise PromptError("column {column}: --{name} is {found}, must be a number {low}..{high}", **at)
     elif math.isnan(number) or (low <= number <= high and not number.is_integer()):
         raise PromptError("column {column}: --{name} is {found}, must be a whole number {low}..{high}", **at)
-    elif re.fullmatch(r"[+-]?[0-9]{1,20}", plain):
-        number = int(plain)  # a float rounds beyond 2**53
     if not low <= number <= high:
         raise PromptError("column {column}: --{name} is {found}, must be {low}..{high}", **at)
     return int(number) if kind == "whole" else number + 0.0

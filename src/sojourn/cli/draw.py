@@ -136,7 +136,7 @@ def _sampled(model: Model, rows: list[Prompt], seed: int, batch: int, out: Path)
     names = [f"{i + 1:0{digits}}.png" for i in range(len(rows))]
     first = next((i for i, name in enumerate(names) if not (out / name).is_file()), len(rows)) // batch * batch
     begun = time.monotonic()
-    for i, picture in enumerate(model.sample(rows[first:], seed + first, batch), start=first):
+    for i, picture in enumerate(model.sample(rows, seed, batch, first), start=first):
         picture.save(out / names[i])
         rate = (i + 1 - first) / (time.monotonic() - begun)
         yield Progress(done=i + 1, total=len(rows), unit="pictures", rate=rate, eta_s=(len(rows) - i - 1) / rate)

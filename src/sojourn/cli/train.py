@@ -38,7 +38,7 @@ def train(
     resolved = config.load_recipe(recipe, overrides)
     place = folder or config.cache() / "runs" / (name or resolved.name)
     from sojourn.card import home
-    from sojourn.package import copy
+    from sojourn.package import load, save
     from sojourn.train.build import run_recipe
 
     stopper = Stopper(run_recipe(resolved, place, start))
@@ -48,7 +48,9 @@ def train(
         sys.exit(130)
     assert last is not None
     target = home() / "models" / (name or resolved.name)
-    copy(Path(getattr(last, "path", "")), target)
+    made = Path(getattr(last, "path", ""))
+    sheet = next(made.glob("sheet.*"), None)
+    save(load(made, verify=False), target, sheet=sheet)
     say('package "{name}" is at {path}', name=target.name, path=target)
 
 

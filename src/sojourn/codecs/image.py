@@ -75,7 +75,7 @@ class ImageCodec:
         if media.mode not in ("L", "RGB", "RGBA"):
             media = media.convert("RGBA" if media.has_transparency_data else "RGB")
         fitted = clean.fit(media, own.width, own.height, own.fit, own.background or "black")
-        array = np.asarray(fitted)
+        array = np.array(fitted)  # a copy, for torch wants to write
         return clean.to_channels(array[:, :, None] if array.ndim == 2 else array, own.channels, own.background)
 
     def encode(self, raw: Tensor) -> Tensor:

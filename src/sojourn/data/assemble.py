@@ -49,12 +49,18 @@ class Row:
     size: tuple[int, int] = (0, 0)
     """Pictures: width and height of the original."""
     table: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def label(self) -> str | None:
         """The class: the table's, else the folder's."""
         value = _text(self.table, "label", "class")
         return self.found.folder if value is None else value
+
+    @property
+    def area(self) -> int:
+        """Pixels of the original."""
+        return self.size[0] * self.size[1]
 
     @property
     def name(self) -> str:
@@ -162,16 +168,11 @@ class Pace:
 def one_each(rows: list[Row], report: Report) -> list[Row]:
     """Rows with distinct data: of copies the largest original stays, and takes over the captions of the others."""
     best: dict[str, Row] = {}
-    for row in wanted_first(rows):
+    for row in sorted(rows, key=lambda row: -row.area):
         first = best.setdefault(row.sha, row)
         if first is not row:
             absorb(first, row, report, "copy of another")
     return [row for row in rows if best[row.sha] is row]
-
-
-def wanted_first(rows: list[Row]) -> list[Row]:
-    """Rows by the size of their originals, then as they came."""
-    return sorted(rows, key=lambda row: -row.size[0] * row.size[1])
 
 
 def absorb(first: Row, row: Row, report: Report, reason: str) -> None:
@@ -203,6 +204,9 @@ def write(
     columns, labels = _labels(rows)
     sources, which = _sources(rows, config, report.source)
     info = info.model_copy(update={"labels": columns, "sources": sources})
+    for row in rows:
+        for note in row.notes:
+            report.note(row.name, note)
     report.sources, report.kept = sources, len(rows)
     report.splits = {part: splits.count(part) for part in ("train", "valid", "test")}
     sizes = Counter(names)
@@ -276,9 +280,9 @@ def _sources(rows: list[Row], config: PrepareConfig, default: str) -> tuple[list
         for row in rows
     ]
     counts = Counter(keys)
-    order = sorted(counts)
+    order = {key: i for i, key in enumerate(sorted(counts))}
     sources = [Source(name=key[0], licence=key[1], attribution=key[2], url=key[3], count=counts[key]) for key in order]
-    return sources, [order.index(key) for key in keys]
+    return sources, [order[key] for key in keys]
 
 
 def _text(table: dict[str, Any], *columns: str) -> str | None:

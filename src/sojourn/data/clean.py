@@ -113,7 +113,7 @@ def _read(file: BinaryIO, limits: Limits, want: tuple[int, int] | None) -> Pictu
     notes = []
     if getattr(image, "is_animated", False) and image.format != "MPO":
         notes.append("several pages: first page" if image.format == "TIFF" else "animated: first frame")
-    turn = _orientation(image)
+    turn = 1 if image.format == "TIFF" else _orientation(image)  # Pillow turns a TIFF itself
     if want and turn in (5, 6, 7, 8):
         want = (want[1], want[0])
     if want:
@@ -123,7 +123,7 @@ def _read(file: BinaryIO, limits: Limits, want: tuple[int, int] | None) -> Pictu
     icc = image.info.get("icc_profile")
     image.load()
     plain = _shrink(image, _converter(image, icc, notes), want)
-    if icc and image.mode in ("RGB", "RGBA") and b"sRGB" not in icc:
+    if icc and image.mode in ("RGB", "RGBA") and b"sRGB" not in icc.replace(b"\0", b""):
         plain = _to_srgb(plain, icc, notes)
     if turn != 1:
         plain = plain.transpose(_TURN[turn])
@@ -184,6 +184,8 @@ def _range(image: Image.Image) -> tuple[float, float]:
 
 def _to_8_bit(part: Image.Image, low: float, high: float) -> Image.Image:
     values = np.asarray(part).astype(np.float32)
+    if not np.isfinite(values).all():  # the extremes of a picture do not show these
+        raise Refused("corrupt", "pixel values are not finite")
     values = (values - low) * (255.0 / max(high - low, 1e-12))
     return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
 
@@ -305,9 +307,12 @@ def _cosines() -> np.ndarray:
 def perceptual_hash(array: np.ndarray) -> int:
     """64 bits that stay nearly the same under scaling, recompression and small changes of tone.
 
-    The 8x8 lowest DCT-II coefficients of the 32x32 luma, each bit "above the median of the AC ones".
+    The 8x8 lowest DCT-II coefficients of the 32x32 luma, each bit "above the median of the AC ones". See-through
+    pictures are laid on what they stand out from: white drawings on black.
     """
-    grey = Image.fromarray(to_channels(array, 1)[:, :, 0]).resize((32, 32), Image.Resampling.BOX)
+    seen = array[:, :, :3][array[:, :, 3] > 127] if array.shape[2] == 4 else array
+    background: Background = "black" if seen.size and seen.mean() > 127 else "white"
+    grey = Image.fromarray(to_channels(array, 1, background)[:, :, 0]).resize((32, 32), Image.Resampling.BOX)
     low: np.ndarray = _cosines() @ np.asarray(grey, np.float64) @ _cosines().T
     ac = low.ravel().copy()
     ac[0] = 0.0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import string
 import time
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ COMMON = (
     "的一是不了人我在有他这中大来上国个到说们为子和你地出道也时年得就那要下以生会自着去之过家学对可里后小么心多天而能"
     "好都然没日于起还发成事只作当想看文无开手十用主行方又如前所本见经头面公同三已老从动两长知民样现分将外但身些与高意进"
 )
-"""The 120 commonest characters of modern Chinese."""
+"""The commonest characters of modern Chinese."""
 CHARACTERS = COMMON + string.ascii_uppercase + string.ascii_lowercase + string.digits
 
 
@@ -75,12 +76,18 @@ def build_glyphs(
             size=size, copies=copies,
         )  # fmt: skip
     wanted = list(dict.fromkeys(characters))
-    faces = [Face(Path(p).stem, Path(p), "unknown") for p in fonts] if fonts is not None else list(FACES)
-    faces = [face for face in faces if face.path.is_file()]
+    if fonts is None:
+        faces = [face for face in FACES if face.path.is_file()]
+    else:
+        stems = [Path(path).stem for path in fonts]
+        faces = [
+            Face(stem if stems.count(stem) == 1 else f"{stem}-{i}", Path(path), "unknown")
+            for i, (stem, path) in enumerate(zip(stems, fonts, strict=True))
+        ]
     opened = {face.name: (face, _open(face, size)) for face in faces}
     pairs = [(char, name) for name, (_, font) in opened.items() for char in wanted if has_glyph(font, char)]
-    chinese = [char for char in wanted if ord(char) > 0x2E7F]
-    if not pairs or (chinese and not any(char in chinese for char, _ in pairs)):
+    chinese = {char for char in wanted if "CJK" in unicodedata.name(char, "")}
+    if not pairs or (chinese and chinese.isdisjoint(char for char, _ in pairs)):
         raise NotFound(
             "no font with Chinese characters was found ({count} fonts looked at); install some: "
             "apt-get install fonts-wqy-microhei fonts-arphic-ukai",

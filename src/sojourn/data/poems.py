@@ -97,7 +97,7 @@ def read_fortunes(text: str) -> list[Poem]:
             continue
         title = re.sub(r"^题目[:：]\s*", "", lines[0])
         title = re.sub(r"^《(.*)》", r"\1", title)
-        name = re.sub(r"[（(].*", "", re.sub(r"^作者[:：]\s*", "", lines[author])).strip()
+        name = re.sub(r"[（(〔].*", "", re.sub(r"^作者[:：]\s*", "", lines[author])).strip()
         poems.append(Poem(title.strip(), name, tuple(lines[author + 1 :])))
     return poems
 

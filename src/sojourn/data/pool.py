@@ -29,7 +29,7 @@ from sojourn.errors import DataError
 
 _BATCH = 32
 _BATCH_BYTES = 8 << 20
-_WALL = 5.0  # a file may take this many times its CPU time on the clock, so that a busy machine refuses no more
+_STARTS = 3
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,9 @@ class Work:
     fill: clean.Background = "white"
     limits: clean.Limits = field(default_factory=clean.Limits)
     time_s: float = 2.0
-    """CPU seconds a file."""
+    """CPU seconds a file: a busy machine refuses no more than an idle one."""
+    clock_s: float = 60.0
+    """Seconds on the clock a file, against reads that hang."""
     memory_bytes: int = 512 << 20
     """Address space beyond what an idle process has."""
 
@@ -191,26 +193,21 @@ class _Child:
             todo = todo[done:]
 
     def _start(self) -> None:
-        if self._process is not None:
-            return
-        one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_ARENA_MAX"), "1")
-        path = os.pathsep.join(p for p in sys.path if p)
-        self._late = False
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-W", "ignore", "-m", "sojourn.data.pool"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            env={**os.environ, **one, "PYTHONPATH": path},
-            start_new_session=True,
-        )  # fmt: skip
-        try:
-            self._send(asdict(self._work))
-            self._due = time.monotonic() + 60
-            self._receive()
-        except (OSError, EOFError):
-            if not self._stop.is_set():
-                code = self._cause()[1]
-                raise DataError("the process that decodes pictures does not start ({reason})", reason=code) from None
-            raise
+        for attempt in range(_STARTS):
+            if self._process is not None or self._stop.is_set():
+                return
+            try:
+                self._process = _spawn()
+                self._late = False
+                self._send(asdict(self._work))
+                self._due = time.monotonic() + self._work.clock_s
+                self._receive()
+            except (OSError, EOFError) as error:
+                reason = self._cause()[1] or str(error)
+                if attempt + 1 == _STARTS and not self._stop.is_set():
+                    raise DataError(
+                        "the process that decodes pictures does not start ({reason})", reason=reason
+                    ) from None
 
     def _send(self, message: dict[str, Any], data: bytes = b"") -> None:
         assert self._process is not None
@@ -226,7 +223,7 @@ class _Child:
             self._due = None
 
     def _result(self) -> Result:
-        self._due = time.monotonic() + self._work.time_s * _WALL
+        self._due = time.monotonic() + self._work.clock_s
         answer, data = self._receive()
         shape = answer.pop("shape", None)
         size = tuple(answer.pop("size", (0, 0)))
@@ -237,7 +234,7 @@ class _Child:
         """Why the process ended: a reason when it went over its time, else "", and its exit in words."""
         process, self._process, self._due = self._process, None, None
         if process is None:
-            return "", "ended"
+            return "", ""
         process.kill()
         code = process.wait()
         _shut(process)
@@ -264,6 +261,19 @@ class _Child:
             process.kill()
             process.wait()
             _shut(process)
+
+
+def _spawn() -> subprocess.Popen[bytes]:
+    one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_ARENA_MAX"), "1")
+    path = os.pathsep.join(p for p in sys.path if p)
+    return subprocess.Popen(
+        [sys.executable, "-P", "-W", "ignore", "-m", "sojourn.data.pool"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, **one, "PYTHONPATH": path},
+        start_new_session=True,
+    )
 
 
 def _shut(process: subprocess.Popen[bytes]) -> None:

@@ -29,7 +29,7 @@ class Remark(Strict):
 
     reason: str
     count: int = 0
-    files: list[tuple[str, str]] = []
+    files: list[tuple[str, str]] = Field(default_factory=list)
     """(name, detail), the first 1000."""
 
     def add(self, name: str, detail: str) -> None:
@@ -63,7 +63,7 @@ class Report(Strict):
     """Reason -> files that are not in the set."""
     notes: dict[str, Remark] = Field(default_factory=dict)
     """Note -> files that are in the set, changed or worth a look."""
-    sources: list[Source] = []
+    sources: list[Source] = Field(default_factory=list)
     classes: dict[str, int] = Field(default_factory=dict)
     styles: dict[str, int] = Field(default_factory=dict)
     captions: dict[str, int] = Field(default_factory=dict)
@@ -72,7 +72,7 @@ class Report(Strict):
     groups: int = 0
     """Groups of look-alikes, lone rows counted."""
     largest_group: int = 0
-    samples: list[Sample] = []
+    samples: list[Sample] = Field(default_factory=list)
     settings: dict[str, Any] = Field(default_factory=dict)
 
     def drop(self, name: str, reason: str, detail: str = "") -> None:
@@ -128,7 +128,8 @@ class Report(Strict):
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}: report</title>
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src 'self' file:">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; style-src 'unsafe-inline'; img-src 'self' file:">
 <style>body{{font:15px/1.45 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}}
 table{{border-collapse:collapse}}td,th{{padding:.15rem .8rem .15rem 0;text-align:left;vertical-align:top;
 overflow-wrap:anywhere}}th{{color:#777;font-weight:500}}img{{max-width:100%}}summary{{cursor:pointer}}</style>

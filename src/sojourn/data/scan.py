@@ -332,7 +332,7 @@ def caption_of_name(name: str) -> str:
     kept = [w for w in words if not re.fullmatch(r"\d+(x\d+)?(px)?|(?=\w*\d)[0-9a-fA-F]{8,}", w)]
     if re.search(r"\d", name) and all(re.sub(r"\d+$", "", w.lower()) in _CAMERA for w in kept):
         return ""
-    text = " ".join(kept)
+    text = " ".join(word for i, word in enumerate(kept) if kept[i - 1 : i] != [word])
     return text if any(c.isalpha() for c in text) else ""
 
 

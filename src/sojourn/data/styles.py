@@ -13,7 +13,7 @@ STYLES: dict[str, tuple[str, ...]] = {
         "mono", "fluent-mono", "monochrome", "black and white", "b&w", "high contrast", "line art", "outline",
         "黑白", "单色", "线稿", "线条", "高对比度",
     ),
-    "fluent-3d": ("3d", "fluent-3d", "3-d", "three-dimensional", "fluent", "microsoft", "立体", "3d 立体", "三维", "微软"),
+    "fluent-3d": ("3d", "fluent-3d", "three-dimensional", "fluent", "microsoft", "立体", "3d 立体", "三维", "微软"),
     "emojione": ("emojione", "emoji one", "joypixels", "emoji 一号", "一号表情"),
     "fxemoji": ("fxemoji", "firefox", "firefox os", "fx emoji", "mozilla", "火狐", "火狐表情"),
 }  # fmt: skip

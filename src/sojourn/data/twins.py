@@ -106,7 +106,7 @@ def look_alikes(
         thumbs[row] = _thumb(picture(row))
         others = [k for h in (key, *near[key]) for k in kept.get(h, ())][:_MOST_COMPARED]
         if others:
-            gaps = np.abs(np.stack([thumbs[k] for k in others]) - thumbs[row]).mean(axis=(1, 2, 3))
+            gaps = np.abs(np.stack([thumbs[k] for k in others]) - thumbs[row]).mean(axis=(2, 3, 4)).max(axis=1)
             for i in np.argsort(gaps, kind="stable"):
                 if gaps[i] > _ALIKE:
                     break
@@ -118,20 +118,23 @@ def look_alikes(
     return groups, repeats, whole
 
 
+def _views(array: np.ndarray) -> np.ndarray:
+    """uint8 (2, h, w, 3): on white and on black, so that neither white nor black drawings vanish."""
+    return np.stack([to_channels(array, 3, "white"), to_channels(array, 3, "black")])
+
+
 def _thumb(array: np.ndarray) -> np.ndarray:
-    """int16 (16, 16, 3) on white."""
-    small = Image.fromarray(to_channels(array, 3)).resize((16, 16), Image.Resampling.BOX)
-    return np.asarray(small).astype(np.int16)
+    """int16 (2, 16, 16, 3)."""
+    small = [Image.fromarray(view).resize((16, 16), Image.Resampling.BOX) for view in _views(array)]
+    return np.stack([np.asarray(view) for view in small]).astype(np.int16)
 
 
 def _same(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether nobody would tell the two apart."""
-    gap = np.abs(to_channels(one, 4).astype(np.float32) - to_channels(other, 4).astype(np.float32)).mean(axis=2)
-    height, width = (size - size % 8 for size in gap.shape)
-    if not height or not width:
-        return bool(gap.max() <= _SAME)
-    spots = gap[:height, :width].reshape(height // 8, 8, width // 8, 8).mean(axis=(1, 3))
-    return bool(gap.mean() <= _SAME and spots.max() <= _SAME_SPOT)
+    """Whether nobody would tell the two apart, on whatever background."""
+    gap = np.abs(_views(one).astype(np.float32) - _views(other).astype(np.float32)).mean(axis=3)
+    height, width = (size - size % 8 for size in gap.shape[1:])
+    spots = gap[:, :height, :width].reshape(2, height // 8, 8, width // 8, 8).mean(axis=(2, 4))
+    return bool(gap.mean(axis=(1, 2)).max() <= _SAME and spots.max() <= _SAME_SPOT)
 
 
 def split(group: Sequence[str], given: Sequence[Split | None], valid: float, test: float) -> tuple[list[Split], int]:

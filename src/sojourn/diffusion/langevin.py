@@ -43,9 +43,10 @@ def walk(
 ) -> Iterator[Step]:
     """Walk z (b, ...) towards exp(-U / temperature), U = |z|^2 / 2 + sum of energies(decode(z), cond); a Step a move.
 
-    A move is an exact step of the standard normal prior's own Langevin flow over time `step_size` with the energies'
-    gradient held fixed (exponential Euler), then accepted or refused by Metropolis's rule. Each row adapts its step
-    size to a good share of accepted moves, ever less, so that an energy of any strength neither blows up nor stalls.
+    A move follows the standard normal prior's Langevin flow exactly over a time, with the energies' gradient held
+    fixed (exponential Euler), and is then accepted or refused by Metropolis's rule. The first is `step_size` long, or
+    as much shorter as a strong pull demands; each row then adapts its own to a good share of accepted moves, ever
+    less. So an energy of any strength neither blows up nor stalls, and the limit is the exact distribution.
     temperature 1 samples the guided distribution, 0 only ever goes downhill. Rows never see each other; noise is
     drawn by name and step. Each Step has the decoded sample as x0, z as x and the move's noise std as sigma.
 
@@ -60,7 +61,9 @@ def walk(
         raise InvalidInput(
             "the energy of the guides is not finite at the start of row {row}; weaken the guide", row=row
         )
-    log_size = torch.full((rows,), step_size, device=z.device).log()
+    reach = z[0].numel() ** 0.5  # the prior's typical distance from 0
+    pull = here.pull.flatten(1).norm(dim=1)
+    log_size = (step_size * (reach / pull).clamp(max=1)).log()  # (b,)
     for i in range(steps):
         keep = torch.exp(-log_size.exp())  # (b,) share of z that one move keeps
         spread = (temperature * (1 - keep.square())).sqrt()  # (b,)
@@ -70,7 +73,7 @@ def walk(
         chance = _chance(here, there, mean, keep, spread, temperature)
         luck = noise.uniform(f"langevin/{i}/accept", ()).to(z)
         here = _choose(luck < chance, here, there)
-        log_size = log_size + (chance - ACCEPTANCE) / (1 + i) ** 0.5
+        log_size = log_size + (chance - ACCEPTANCE) / (1 + i) ** (1 / 3)
         last = i == steps - 1
         yield Step(
             x0=here.x,

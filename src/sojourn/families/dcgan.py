@@ -34,7 +34,7 @@ class DCGANConfig(BaseConfig):
     """Most channels a layer has."""
     g_norm: Norm = "batch"
     """Norm of the generator. batch: as in the paper, couples the rows of a training batch; layer: does not."""
-    d_norm: Norm = "none"
+    d_norm: Norm = "layer"
     """Norm of the discriminator. batch excludes a penalty, which is a matter of single samples."""
     penalty: float = Field(1.0, ge=0, le=1000)
     """Weight of the gradient penalty: gamma / 2 of R1, lambda of WGAN-GP. 0 = off."""
@@ -75,9 +75,9 @@ TINY = {"z_dim": 32, "width": 32, "max_width": 128, "g_norm": "layer"}
     "family",
     "wgan-gp",
     presets={
-        "tiny": {**TINY, "loss": "wgan", "d_norm": "layer", "penalty": 10.0, "n_critic": 2},
-        "64": {"width": 48, "max_width": 384, "loss": "wgan", "d_norm": "layer", "penalty": 10.0, "n_critic": 5},
-        "128": {"width": 32, "max_width": 512, "loss": "wgan", "d_norm": "layer", "penalty": 10.0, "n_critic": 5},
+        "tiny": {**TINY, "loss": "wgan", "penalty": 10.0, "n_critic": 2},
+        "64": {"width": 48, "max_width": 384, "loss": "wgan", "penalty": 10.0, "n_critic": 5},
+        "128": {"width": 32, "max_width": 512, "loss": "wgan", "penalty": 10.0, "n_critic": 5},
     },
     about="Wasserstein GAN with gradient penalty; steadier and slower than dcgan",
     source="Gulrajani et al. 2017",

@@ -83,6 +83,7 @@ class Encoder(nn.Module):
     source="Hinton et al. 2015 (distillation); Lin et al. 2017, sec. 2 (attentive pooling)",
 )
 class TextTower(Family):
+    config: TowerConfig
     Config = TowerConfig
     kinds: ClassVar[frozenset[str]] = frozenset({"text"})
     can: ClassVar[frozenset[str]] = frozenset({"embed"})

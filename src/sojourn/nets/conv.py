@@ -74,7 +74,7 @@ class Generator(nn.Module):
         self.widest = widths[0]
         bias = norm == "none"
         features = z_dim + (COND_DIM if self.embed is not None else 0)
-        self.project = nn.Linear(features, self.widest * self.coarsest**2, bias=bias, bias=False)
+        self.project = nn.Linear(features, self.widest * self.coarsest**2, bias=bias)
         self.first = norm_layer(norm, self.widest)
         self.stages = nn.ModuleList(
             nn.Sequential(nn.ConvTranspose2d(cin, cout, 4, 2, 1, bias=bias), norm_layer(norm, cout), nn.ReLU())
@@ -94,9 +94,8 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Pictures (b c h w) and a condition to one score each, (b,): a logit, or the critic's value.
 
-    The condition enters as an inner product with a projection of the last features, so a row without one gets the
-    unconditional score plus what its "not given" row learned. Source: Radford et al. 2016, sec. 3; Miyato & Koyama
-    2018, eq. 3.
+    The condition enters as an inner product with a projection of the last features. Source: Radford et al. 2016,
+    sec. 3; Miyato & Koyama 2018, eq. 3, with all places of the last map instead of their sum.
     """
 
     def __init__(self, spec: DataSpec, width: int, max_width: int, norm: Norm) -> None:
@@ -111,6 +110,7 @@ class Discriminator(nn.Module):
             layers += [conv, norm_layer(norm, cout), nn.LeakyReLU(0.2)]
         self.body = nn.Sequential(*layers)
         features = widths[-1] * coarsest**2
+        # no biases: they cancel between real and fake in a Wasserstein loss, and would never be trained
         self.out = nn.Linear(features, 1, bias=False)
         self.embed = embedding(spec, COND_DIM) if conditional(spec) else None
         self.project = nn.Linear(features, COND_DIM, bias=False) if self.embed is not None else None

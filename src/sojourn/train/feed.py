@@ -27,7 +27,8 @@ class Feed:
         self.conditioner = package.conditioner
         self.data, self.seed, self.folder, self.cache = data, seed, folder, cache
         self.column: str | None = getattr(package.conditioner, "column", None)
-        self.key = {"codec": package.codec.id, "config": package.codec.config, "parts": package.card.parts}
+        part = package.card.parts.get(str(package.codec.config.get("part")))
+        self.key = {"codec": package.codec.id, "config": package.codec.config, "part": part}
         self._encoded: np.ndarray | None = None
         self._tokens: list[np.ndarray] = []
 

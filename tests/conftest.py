@@ -1,0 +1,84 @@
+"""Small real sets and tiny trained packages that several test files share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sojourn.config import Recipe, Stage, TrainConfig
+from sojourn.data.dataset import Item, LabelColumn, SetInfo, SetWriter
+from sojourn.schema import Part
+
+SMALL = {"seen": 512, "batch_size": 32, "snapshot": 128, "sheet": 4, "held_out": 32, "threads": 1, "hooks": ()}
+STAGES = {
+    "flow": {"family": "flow", "conditioner": Part(id="labels"), "options": {"steps": 4}},
+    "dcgan": {"family": "dcgan", "conditioner": Part(id="labels")},
+    "vae": {"family": "vae"},
+    "lm": {
+        "family": "lm",
+        "codec": Part(id="text", config={"tokenizer": "chars", "length": 24}),
+        "conditioner": Part(id="tokens", config={"tokenizer": {"tokenizer": "chars", "length": 24}}),
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's models and sets."""
+    monkeypatch.setenv("SOJOURN_HOME", str(tmp_path_factory.getbasetemp() / "home"))
+    monkeypatch.setenv("SOJOURN_LANG", "en")
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """scikit-learn's digits as a packed set."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    folder = tmp_path_factory.mktemp("sets") / "digits"
+    names = list("0123456789")
+    info = SetInfo(name="digits", kind="image", shape=(8, 8, 1), labels=[LabelColumn(name="class", values=names)])
+    with SetWriter(folder, info) as writer:
+        for i, (picture, label) in enumerate(zip(data.images, data.target, strict=True)):
+            pixels = (picture * 15.9).astype(np.uint8)[:, :, None]
+            split = "valid" if i % 10 == 0 else "train"
+            writer.add(Item(f"d{i}", pixels, captions=[str(label)], labels=[int(label)], split=split))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def poems(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty-four couplets of four old lines."""
+    folder = tmp_path_factory.mktemp("sets") / "poems"
+    lines = ["春眠不觉晓，处处闻啼鸟。", "白日依山尽，黄河入海流。", "床前明月光，疑是地上霜。", "红豆生南国，春来发几枝。"]
+    with SetWriter(folder, SetInfo(name="poems", kind="text", shape=())) as writer:
+        for i in range(64):
+            writer.add(Item(f"p{i}", lines[i % 4] + lines[(i // 4) % 4], split="valid" if i % 8 == 0 else "train"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sets(digits: Path, poems: Path) -> dict[str, Path]:
+    return {"digits": digits, "poems": poems}
+
+
+def recipe_for(name: str, sets: dict[str, Path], **train: object) -> Recipe:
+    """A one-stage recipe of a tiny family on a small set."""
+    data = str(sets["poems" if name == "lm" else "digits"])
+    stage = Stage(data=data, train=TrainConfig(**{**SMALL, **train}), **STAGES[name])
+    return Recipe(name=name, stage=[stage])
+
+
+@pytest.fixture(scope="session")
+def packages_folder(sets: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny trained package of each kind, in folders by name."""
+    from sojourn.train.build import run_recipe
+
+    folder = tmp_path_factory.mktemp("packages")
+    for name in STAGES:
+        for _ in run_recipe(recipe_for(name, sets), folder / "runs" / name):
+            pass
+        (folder / "runs" / name / "model" / "package").rename(folder / name)
+    return folder

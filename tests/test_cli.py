@@ -1,0 +1,194 @@
+"""The command line: what a person types, and what they get when it is wrong. One line, a code that is not 0, no litter."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sojourn.cli.draw import joined, slug
+from sojourn.cli.main import run
+from sojourn.prompt import parse
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def fails(args: list[str], capsys: pytest.CaptureFixture[str], code: int) -> str:
+    """Run a command that must fail; its one line."""
+    assert run(args) == code
+    out = capsys.readouterr()
+    lines = out.err.strip().splitlines()
+    assert len(lines) == 1, out.err
+    assert lines[0].startswith("sojourn: ")
+    assert "Traceback" not in out.err
+    return lines[0]
+
+
+def test_imagine_writes_pictures_and_a_grid(packages_folder: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["imagine", "3", "--n", "4", "--seed", "7", "--model", str(packages_folder / "flow")]) == 0
+    told = capsys.readouterr().out
+    files = sorted((here / "out").iterdir())
+    assert len(files) == 5
+    for path in files:
+        assert path.name in told
+    assert Image.open(files[0]).size == (8, 8)
+    assert run(["replay", *(str(path) for path in files if "grid" not in path.name), "--model", str(packages_folder / "flow")]) == 0
+    assert capsys.readouterr().out.count("equal") == 4
+
+
+def test_imagine_as_json(packages_folder: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["imagine", "3 --n 2 --seed 1", "--json", "--model", str(packages_folder / "flow")]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert [row["seed"] for row in data["pictures"]] == [1, 2]
+    assert all(Path(row["file"]).is_file() for row in data["pictures"])
+
+
+BAD = [
+    (["imagine", ""], 2, "empty"),
+    (["imagine", "x" * 1_000_000], 2, "2,?000|10,?000"),
+    (["imagine", "a heart --steps 1e9"], 2, "must be 1..1000"),
+    (["imagine", "a heart --stepz 3"], 2, "--steps"),
+    (["imagine", "a\x00b"], 2, "U\\+0000"),
+    (["imagine", "a\x1b[31mb"], 2, "U\\+001B"),
+    (["imagine", "3", "--model", "nothing-here"], 1, "nothing-here"),
+    (["train", "nothing-here"], 1, "known: "),
+    (["train", "digits", "-o", "nonsense"], 2, "key=value"),
+    (["train", "digits", "-o", "data=nothing-here"], 1, "no data set"),
+    (["starter", "nothing-here"], 1, "digits"),
+    (["prepare", "/nothing/here", "--to", "x"], None, "/nothing/here"),
+    (["replay", "/nothing/here.png"], 1, "no file"),
+    (["models", "verify", "nothing-here"], 1, "nothing-here"),
+    (["families", "nothing-here"], 1, "known: "),
+]
+
+
+@pytest.mark.parametrize(("args", "code", "words"), BAD, ids=[" ".join(a)[:30].encode("ascii", "replace").decode().replace("\x00", "0").replace("\x1b", "E") for a, _, _ in BAD])
+def test_bad_input_is_one_line(
+    args: list[str], code: int | None, words: str, here: Path, packages_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import re
+
+    if args[0] == "imagine" and "--model" not in args:
+        args = [*args, "--model", str(packages_folder / "flow")]
+    began = time.monotonic()
+    assert run(args) == code if code is not None else run(args) != 0
+    err = capsys.readouterr().err.strip()
+    assert len(err.splitlines()) == 1, err
+    assert re.search(words, err), err
+    assert time.monotonic() - began < 10
+    assert not (here / "out").exists() or list((here / "out").iterdir()) == []
+
+
+def test_words_with_joiners_and_direction_marks_draw(
+    packages_folder: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are no class of this package: one clear line, nothing written, nothing sent to the terminal raw."""
+    line = fails(["imagine", "\u202e👩\u200d🚀", "--model", str(packages_folder / "flow")], capsys, 1)
+    assert "\u202e" not in line
+
+
+def test_a_full_disk_is_one_line(packages_folder: Path, here: Path) -> None:
+    """RLIMIT_FSIZE of 16 bytes: exit 1, no half-written file."""
+    code = (
+        "import resource, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "from sojourn.cli.main import run\nimport sojourn.engine\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (16, 16))\n"
+        f"sys.exit(run(['imagine', '3', '--quiet', '--model', {str(packages_folder / 'flow')!r}]))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    )
+    assert result.returncode == 1
+    assert "no room to write" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert [path.name for path in (here / "out").iterdir()] == []
+
+
+def test_a_tampered_package_is_refused(packages_folder: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import shutil
+
+    bad = here / "bad"
+    shutil.copytree(packages_folder / "flow", bad)
+    weights = bad / "weights.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert "weights.safetensors" in fails(["imagine", "3", "--model", str(bad)], capsys, 1)
+    assert not (here / "out").exists()
+    assert run(["models", "verify", str(bad)]) == 1
+
+
+def test_errors_in_chinese(packages_folder: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--lang", "zh", "imagine", "3 --tile", "--model", str(packages_folder / "flow")]) == 1
+    err = capsys.readouterr().err
+    assert "--tile" in err
+    assert any("\u4e00" <= c <= "\u9fff" for c in err)
+
+
+def test_sample_makes_a_set_and_goes_on(packages_folder: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["sample", str(packages_folder / "flow"), "-n", "12", "--out", "many", "--batch", "4"]
+    assert run(args) == 0
+    files = sorted((here / "many").glob("*.png"))
+    assert len(files) == 12
+    before = files[9].read_bytes()
+    for path in files[7:]:
+        path.unlink()
+    assert run(args) == 0
+    assert files[9].read_bytes() == before
+    rows = [json.loads(line) for line in (here / "many" / "metadata.jsonl").read_text().splitlines()]
+    assert [row["text"] for row in rows] == [str(i % 10) for i in range(12)]
+    assert run(["prepare", "many", "--to", str(here / "again"), "--size", "8"]) == 0
+    assert (here / "again" / "set.json").is_file()
+
+
+def test_train_goes_on_and_its_package_draws(digits: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = [f"{key}={value}" for key, value in
+             {"data": digits, "seen": 256, "batch_size": 32, "snapshot": 128, "held_out": 32, "sheet": 4, "threads": 1}.items()]
+    args = ["train", "digits", *(part for item in small for part in ("-o", item)), "--run", "run", "--to", "mine"]
+    assert run(args) == 0
+    assert run(args) == 0  # already trained: nothing to do, and no error
+    assert run(["models", "list", "--json"]) == 0
+    listed = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert "mine" in [row["name"] for row in listed]
+    assert run(["imagine", "7", "--model", "mine", "--n", "1", "--quiet"]) == 0
+    assert run(["models", "verify", "mine"]) == 0
+    assert run(["models", "export", "mine", "mine.zip"]) == 0
+    assert run(["models", "import", "mine.zip", "--name", "other"]) == 0
+    assert run(["train", "digits", *(part for item in small for part in ("-o", item)), "--from", "mine", "--run", "r2"]) == 0
+
+
+def test_an_interrupt_saves_and_the_same_command_goes_on(digits: Path, here: Path) -> None:
+    import signal
+
+    args = [sys.executable, "-m", "sojourn", "train", "digits", "--run", "run", "--json"]
+    for item in (f"data={digits}", "seen=1000000", "batch_size=16", "snapshot=500000", "threads=1", "sheet=0", "held_out=16"):
+        args += ["-o", item]
+    process = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if '"progress"' in line and '"samples"' in line:
+            break
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "goes on from here" in out
+    assert any((here / "run" / "model" / "state").iterdir())
+
+
+def test_arguments_become_one_prompt() -> None:
+    assert joined(("a", "red", "heart", "--n", "4")) == "a red heart --n 4"
+    assert parse(joined(("heart", "--style", "flat color"))).style == "flat color"
+    assert parse(joined(("heart --style noto --n 2",))).n == 2
+    assert slug("红色的心 / a b") == "红色的心-a-b"
+    assert slug("../..") == "picture"

@@ -1,0 +1,88 @@
+"""Docs say what the code does: generated pages are fresh, examples run, every verb and family is named."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import contract
+import pytest
+
+from sojourn import registry
+from sojourn.config import load_recipe, recipes
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_generated_pages_are_fresh_and_links_lead_somewhere() -> None:
+    result = subprocess.run(
+        [sys.executable, "docs/build.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_example_family_is_one_file_and_holds_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code of docs/adding-a-family.md, put in a file of its own, passes every clause."""
+    page = (ROOT / "docs" / "adding-a-family.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    lines = [line for line in code.splitlines() if line.strip()]
+    assert len(lines) <= 60
+    (tmp_path / "denoising_example.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry.ids("family")
+    import denoising_example  # type: ignore[import-not-found]
+
+    try:
+        assert "denoising" in registry.ids("family")
+        for clause in contract.CLAUSES:
+            clause(contract.make("denoising"))
+    finally:
+        registry._TABLES["family"].pop("denoising")
+        del denoising_example
+
+
+def test_every_verb_and_family_is_in_the_readmes() -> None:
+    from sojourn.cli.main import VERBS
+
+    english = (ROOT / "README.md").read_text(encoding="utf-8")
+    chinese = (ROOT / "README.zh.md").read_text(encoding="utf-8")
+    pages = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))
+    for verb in VERBS:
+        assert f"sojourn {verb}" in english + pages, verb
+    for text in (english, chinese):
+        assert 'make imagine PROMPT="' in text
+        assert "make test" in text
+    for id in registry.ids("family"):
+        assert f"## {id}\n" in pages
+
+
+def test_every_recipe_is_in_the_docs() -> None:
+    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    for name in recipes():
+        assert f"| `{name}` |" in page, name
+        assert load_recipe(name).title
+
+
+def test_prompts_in_the_readmes_parse() -> None:
+    from sojourn.cli.draw import joined
+    from sojourn.prompt import parse
+
+    seen = 0
+    for name in ("README.md", "README.zh.md"):
+        for line in (ROOT / name).read_text(encoding="utf-8").splitlines():
+            if line.startswith("sojourn imagine"):
+                import shlex
+
+                parse(joined(tuple(shlex.split(line)[2:])))
+                seen += 1
+    assert seen >= 6
+
+
+def test_no_registry_host_is_named() -> None:
+    hosts = ("py" + "pi.org", "python" + "hosted", "registry." + "npmjs", "deb." + "debian")
+    for path in [*ROOT.glob("*.*"), *(ROOT / "src").rglob("*.py"), *(ROOT / "docs").rglob("*")]:
+        if path.is_file() and path.suffix in {".py", ".md", ".toml", ".txt", ""}:
+            text = path.read_text(encoding="utf-8", errors="ignore")
+            assert not any(host in text for host in hosts), path

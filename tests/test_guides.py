@@ -1,0 +1,287 @@
+"""Guides on exact denoisers: each against its closed form, and the order they are put together in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from sojourn.diffusion import guidance as g
+from sojourn.diffusion.path import flow_sigmas
+from sojourn.diffusion.samplers import SAMPLERS
+from sojourn.errors import InvalidInput
+from sojourn.types import Cond, Denoise, Guide, Noise
+
+
+class Means:
+    """Data N(label, 1), or N(0, 1) where the label is not given; counts its passes and rows."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        self.rows.append(len(x))
+        assert len(x) == len(sigma)
+        assert cond.rows in (0, len(x))
+        mean = torch.zeros(len(x), 1) if cond.labels is None else cond.labels.clamp(min=0).to(x)
+        return mean + (x - mean) / (1 + sigma[:, None] ** 2)
+
+
+def labels(*values: int) -> Cond:
+    return Cond(labels=torch.tensor(values)[:, None])
+
+
+def ask(denoise: Denoise, cond: Cond, sigma: float = 1.0, rows: int = 0) -> list[float]:
+    rows = rows or cond.rows
+    return denoise(torch.zeros(rows, 1), torch.full((rows,), sigma), cond).flatten().tolist()
+
+
+def end(denoise: Denoise, cond: Cond, x: Tensor, sigmas: Tensor, sampler: str = "dpmpp_2m") -> Tensor:
+    return list(SAMPLERS[sampler](denoise, x, sigmas, cond, Noise(range(len(x)))))[-1].x
+
+
+# Prompt guidance. At x = 0 and sigma 1 the denoiser of Means gives label / 2.
+
+
+def test_cfg_extrapolates_in_one_pass() -> None:
+    means = Means()
+    assert ask(g.compose(means, (), g.Strength(3.0)), labels(4, -1)) == [6.0, 0.0]
+    assert means.rows == [4]
+    assert ask(g.cfg(3.0).denoise(Means()), labels(4, -1)) == [6.0, 0.0]
+
+
+@pytest.mark.parametrize(("strength", "cond"), [(1.0, labels(4, 2)), (3.0, labels(-1, -1)), (3.0, Cond())])
+def test_cfg_with_nothing_to_do_is_one_plain_pass(strength: float, cond: Cond) -> None:
+    means = Means()
+    assert ask(g.compose(means, (), g.Strength(strength)), cond, rows=2) == ask(Means(), cond, rows=2)
+    assert means.rows == [2]
+
+
+def test_guidance_can_differ_by_row() -> None:
+    assert ask(g.compose(Means(), (), g.Strength(torch.tensor([1.0, 2.0]))), labels(4, 4)) == [2.0, 4.0]
+
+
+@pytest.mark.parametrize("make", [
+    lambda means: g.compose(means, (), g.Strength(3.0, 0.5, 2.0)),
+    lambda means: g.interval(3.0, 0.5, 2.0).denoise(means),
+])  # fmt: skip
+def test_interval_guides_within_its_bounds_only(make: Callable[[Denoise], Denoise]) -> None:
+    means = Means()
+    denoise = make(means)
+    found = [ask(denoise, labels(4), sigma)[0] * (1 + sigma**2) / sigma**2 for sigma in (0.4, 0.5, 1.0, 2.0, 2.1)]
+    assert found == pytest.approx([4.0, 12.0, 12.0, 12.0, 4.0], rel=1e-5)
+    assert means.rows == [1, 2, 2, 2, 1]
+
+
+def test_interval_is_decided_by_row() -> None:
+    denoise = g.compose(Means(), (), g.Strength(3.0, 0.5, 2.0))
+    out = denoise(torch.zeros(2, 1), torch.tensor([1.0, 3.0]), labels(4, 4)).flatten()
+    assert out.tolist() == pytest.approx([6.0, 4 * 0.9], rel=1e-5)
+
+
+def test_negative_pushes_away_from_its_condition() -> None:
+    """Row 0: 3/2 + 2 (4/2 - 3/2); row 1 has no negative; row 2 has nothing but one."""
+    means = Means()
+    denoise = g.compose(means, [g.negative(labels(3, -1, 3))], g.Strength(2.0))
+    assert ask(denoise, labels(4, 4, -1)) == [2.5, 4.0, -1.5]
+    assert means.rows == [6]
+
+
+def test_weights_sum_conditions() -> None:
+    """0 + 2 (0.5 * 4/2 - 0.25 * 8/2) and, where the second has weight 0, 0 + 2 * 4/2."""
+    means = Means()
+    guide = g.weights([(labels(4, 4), torch.tensor([0.5, 1.0])), (labels(8, -1), torch.tensor([-0.25, 0.0]))])
+    assert ask(g.compose(means, [guide], g.Strength(2.0)), labels(4, 4)) == [0.0, 4.0]
+    assert means.rows == [6]
+    # The request's own condition may be empty: the terms stand in for it.
+    assert ask(g.compose(Means(), [guide], g.Strength(2.0)), Cond(), rows=2) == [0.0, 4.0]
+
+
+def test_weights_and_negative_join() -> None:
+    guides = [g.negative(labels(2)), g.weights([(labels(4), 0.5), (labels(8), 0.5)])]
+    assert ask(g.compose(Means(), guides, g.Strength(2.0)), labels(0)) == [1 + 2 * (0.5 * 1 + 0.5 * 3)]
+
+
+def test_prompt_guides_work_alone() -> None:
+    assert ask(g.negative(labels(3), 2.0).denoise(Means()), labels(4)) == [2.5]
+    assert ask(g.weights([(labels(4), 1.0)], 2.0).denoise(Means()), labels(4)) == [4.0]
+
+
+def text_cond(rows: int, n: int) -> Cond:
+    mask = torch.ones(rows, n, dtype=torch.bool)
+    return Cond(labels=torch.ones(rows, 1, dtype=torch.long), feats=torch.ones(rows, n, 12), token_mask=mask)
+
+
+def test_a_condition_is_made_to_fit_the_batch() -> None:
+    """Shorter text is padded under its mask, missing fields are empty, source pictures are the batch's."""
+    picture = torch.ones(2, 3, 8, 8)
+    to = Cond(**(vars(text_cond(2, 5)) | {"images": (picture,)}))
+    fitted = g.matched(text_cond(2, 3), to)
+    assert fitted.feats is not None
+    assert fitted.token_mask is not None
+    assert fitted.feats.shape == (2, 5, 12)
+    assert fitted.token_mask.tolist() == [[True] * 3 + [False] * 2] * 2
+    assert fitted.images[0] is picture
+    empty = g.matched(labels(3, 3), to)
+    assert empty.token_mask is not None
+    assert not empty.token_mask.any()
+    assert Cond.cat([to, fitted, empty]).rows == 6
+
+
+@pytest.mark.parametrize(("cond", "to", "says"), [
+    (labels(1, 2, 3), labels(1, 2), "3 rows"),
+    (text_cond(2, 6), text_cond(2, 5), "6 tokens"),
+    (text_cond(2, 5), labels(1, 2), "has feats"),
+])  # fmt: skip
+def test_a_condition_that_cannot_fit_is_refused(cond: Cond, to: Cond, says: str) -> None:
+    with pytest.raises(InvalidInput, match=says):
+        g.matched(cond, to)
+
+
+# Mask and source
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_mask_keeps_the_known_and_frees_the_rest(sampler: str) -> None:
+    source = torch.linspace(-1, 1, 2 * 16).view(2, 1, 4, 4)
+    edit = torch.zeros(2, 1, 4, 4)
+    edit[0, :, :, 2:] = 1
+    edit[1] = 1
+
+    def unit(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        return x / (1 + sigma[:, None, None, None] ** 2)
+
+    sigmas = flow_sigmas(10)
+    x = sigmas[0] * Noise([1, 2]).draw("x", (1, 4, 4))
+    free = end(unit, Cond(), x, sigmas, sampler)
+    held = end(g.compose(unit, [g.mask(source, edit)]), Cond(), x, sigmas, sampler)
+    torch.testing.assert_close(held[edit == 0], source[edit == 0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(held[edit == 1], free[edit == 1], rtol=0, atol=1e-5)
+
+
+def test_mask_shows_the_net_a_noised_source() -> None:
+    """Between, the known part of x is source + sigma * eps, with the walk's own eps."""
+    sigmas = flow_sigmas(10)
+    eps = Noise([1]).draw("x", (1, 2, 2))
+    masked = g.mask(torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2)).denoise
+    assert masked is not None
+    steps = list(SAMPLERS["euler"](masked(lambda x, sigma, cond: 0 * x), sigmas[0] * eps, sigmas, Cond(), Noise([1])))
+    torch.testing.assert_close(steps[4].x, 1 + sigmas[5] * eps, rtol=0, atol=5e-3)
+
+
+def test_mask_and_source_name_what_does_not_fit() -> None:
+    with pytest.raises(InvalidInput, match="edit mask of shape"):
+        g.mask(torch.zeros(1, 3, 8, 8), torch.ones(1, 1, 16, 16))
+    with pytest.raises(InvalidInput, match='guide "source" has shape'):
+        g.begin(torch.zeros(2, 3), flow_sigmas(4), [g.source(torch.zeros(1, 3), 0.5)])
+    with pytest.raises(InvalidInput, match=r"strength 1\.5"):
+        g.source(torch.zeros(1, 1), 1.5)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m"])
+@pytest.mark.parametrize("strength", [0.0, 0.3, 0.6, 1.0])
+def test_source_starts_the_walk_between(sampler: str, strength: float) -> None:
+    """For data N(0, 1) the walk from x at sigma ends at x / sqrt(1 + sigma^2), in closed form."""
+    sigmas = flow_sigmas(50)
+    eps = Noise(range(64)).draw("x", (1,))
+    picture = torch.linspace(-2, 2, 64)[:, None]
+    guides = [g.source(picture, strength)]
+    x, left = g.begin(eps, sigmas, guides)
+    found = end(g.compose(Means(), guides), Cond(), x, left, sampler)
+    if strength == 1:
+        assert torch.equal(x, sigmas[0] * eps)
+        return
+    t = sigmas[sigmas <= strength / (1 - strength) + 1e-4][0]
+    wanted = (picture + t * eps) / (1 + t**2).sqrt()
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0.06 if sampler == "euler" else 0.01)
+
+
+def test_source_spares_the_net_above_its_level() -> None:
+    """As a plain Denoise it needs no begin: the same end, to first order, and no evaluation on the way down."""
+    sigmas = flow_sigmas(20)
+    eps = Noise(range(8)).draw("x", (1,))
+    guide = g.source(torch.ones(8, 1), 0.5)
+    means, bare = Means(), Means()
+    x, left = g.begin(eps, sigmas, [guide])
+    a = end(g.compose(means, [guide]), Cond(), x, left, "euler")
+    b = end(g.compose(bare, [guide]), Cond(), sigmas[0] * eps, sigmas, "euler")
+    torch.testing.assert_close(a, b, rtol=0, atol=5e-3)
+    assert len(means.rows) == len(bare.rows) == 10
+
+
+# Energy
+
+
+def test_a_linear_energy_shifts_a_gaussian_exactly() -> None:
+    """N(2, 1) times exp(0.5 x) is N(2.5, 1): every point of the walk's end moves by 0.5."""
+    sigmas = flow_sigmas(200)
+    eps = Noise(range(16)).draw("x", (1,))
+    cond = labels(*[2] * 16)
+    plain = end(Means(), cond, sigmas[0] * eps, sigmas)
+    bent = end(g.compose(Means(), [g.energy(lambda x0, cond: -x0.sum(dim=1), 0.5)]), cond, sigmas[0] * eps, sigmas)
+    torch.testing.assert_close(bent - plain, torch.full((16, 1), 0.5), rtol=0, atol=0.01)
+
+
+def test_a_quadratic_energy_draws_towards_its_bottom() -> None:
+    """N(0, 1) times exp(-(x - 3)^2 / 8) has mean 3 / 5."""
+    sigmas = flow_sigmas(100)
+    eps = Noise(range(400)).draw("x", (1,))
+    guide = g.energy(lambda x0, cond: ((x0 - 3) ** 2).sum(dim=1) / 8)
+    shift = end(g.compose(Means(), [guide]), Cond(), sigmas[0] * eps, sigmas).mean() - eps.mean()
+    assert shift.item() == pytest.approx(0.6, abs=0.08)
+
+
+def test_an_energy_sees_x0_and_the_condition_and_spares_the_net() -> None:
+    net = torch.nn.Linear(1, 1)
+    seen = []
+
+    def fn(x0: Tensor, cond: Cond) -> Tensor:
+        assert x0.is_leaf
+        seen.append(cond.labels)
+        return x0.sum(dim=1)
+
+    cond = labels(7, 8)
+    with torch.no_grad():
+        out = g.compose(lambda x, sigma, c: net(x), [Guide("rule", energy=fn)])(torch.ones(2, 1), torch.ones(2), cond)
+        plain = net(torch.ones(2, 1))
+    torch.testing.assert_close(out, plain - 0.5)
+    assert seen == [cond.labels]
+    assert not out.requires_grad
+    assert net.weight.grad is None
+
+
+# Order
+
+
+def test_mask_covers_energy_and_source_covers_all() -> None:
+    """Whatever the order given, the known part stays known, and above its level the source is all there is."""
+    picture, edit = torch.full((1, 1, 1, 2), 9.0), torch.tensor([0.0, 1.0]).view(1, 1, 1, 2)
+    guides = [
+        g.source(torch.full((1, 1, 1, 2), 5.0), 0.8),
+        g.mask(picture, edit),
+        g.energy(lambda x0, cond: x0.flatten(1).sum(dim=1)),
+        Guide("style", denoise=lambda denoise: lambda x, sigma, cond: denoise(x, sigma, cond) + 1),
+    ]
+    for chosen in (guides, guides[::-1]):
+        denoise = g.compose(lambda x, sigma, cond: 0 * x, chosen)
+        low = denoise(torch.zeros(1, 1, 1, 2), torch.ones(1), Cond()).flatten().tolist()
+        high = denoise(torch.zeros(1, 1, 1, 2), torch.full((1,), 5.0), Cond()).flatten().tolist()
+        assert low == [9.0, 0.5]
+        assert high == [5.0, 5.0]
+
+
+def test_others_keep_the_order_they_are_given_in() -> None:
+    double = Guide("double", denoise=lambda denoise: lambda x, sigma, cond: 2 * denoise(x, sigma, cond))
+    plus = Guide("plus", denoise=lambda denoise: lambda x, sigma, cond: denoise(x, sigma, cond) + 1)
+    assert ask(g.compose(Means(), [double, plus]), labels(4)) == [5.0]
+    assert ask(g.compose(Means(), [plus, double]), labels(4)) == [6.0]
+
+
+@pytest.mark.parametrize("make", [
+    lambda: g.negative(labels(1)), lambda: g.weights([(labels(1), 1.0)]), lambda: g.source(torch.zeros(1, 1), 0.5),
+])  # fmt: skip
+def test_a_guide_that_can_be_there_once_is_refused_twice(make: Callable[[], Guide]) -> None:
+    with pytest.raises(InvalidInput, match="two guides"):
+        g.compose(Means(), [make(), make()])
