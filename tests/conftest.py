@@ -78,7 +78,9 @@ def packages_folder(sets: dict[str, Path], tmp_path_factory: pytest.TempPathFact
 
     folder = tmp_path_factory.mktemp("packages")
     for name in STAGES:
-        for _ in run_recipe(recipe_for(name, sets), folder / "runs" / name):
+        # The flow long enough for its condition to show in the pixels.
+        longer = {"seen": 6400, "lr": 5e-3, "snapshot": 3200, "ema": 200} if name == "flow" else {}
+        for _ in run_recipe(recipe_for(name, sets, **longer), folder / "runs" / name):
             pass
         (folder / "runs" / name / "model" / "package").rename(folder / name)
     return folder

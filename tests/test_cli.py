@@ -41,7 +41,8 @@ def test_imagine_writes_pictures_and_a_grid(packages_folder: Path, here: Path, c
     assert len(files) == 5
     for path in files:
         assert path.name in told
-    assert Image.open(files[0]).size == (8, 8)
+    with Image.open(files[0]) as picture:
+        assert picture.size == (8, 8)
     assert run(["replay", *(str(path) for path in files if "grid" not in path.name), "--model", str(packages_folder / "flow")]) == 0
     assert capsys.readouterr().out.count("equal") == 4
 

@@ -160,6 +160,7 @@ def test_memory_asks_the_encoder_once_and_forgets_when_full(part):
     assert len(asked) == 2
     memory(["c", "d"])  # with the empty one, five: the old go
     assert len(asked) == 4
+    assert len(memory.slots) == len(memory.places) == 3
     assert all(map(torch.equal, first, memory(["a", "b", "a"])))
     assert len(asked) == 6
 

@@ -215,7 +215,7 @@ def test_other_shapes_are_refused(shape: tuple[int, ...]):
 
 
 def test_class_changes_picture_and_score():
-    family = gan().eval()
+    family = gan().eval().requires_grad_(False)
     z = torch.randn(1, family.config.z_dim).repeat(2, 1)
     cond = Cond(labels=torch.tensor([[1], [2]]))
     x = family.G(z, cond)

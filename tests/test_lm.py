@@ -411,7 +411,6 @@ def learn() -> LM:
     return lm.eval()
 
 
-@torch.no_grad()
 def test_labels_and_guidance() -> None:
     lm, seeds = learn(), list(range(40))
     cond = Cond(labels=torch.tensor([[0], [1]]).repeat(20, 1))

@@ -106,7 +106,7 @@ def outcome(text: str) -> tuple[Prompt, PromptError | None]:
 # Lossless
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(prompts())
 def test_a_prompt_survives_text(prompt: Prompt) -> None:
     text = grammar.format(prompt)
@@ -357,9 +357,9 @@ def test_empty_prompts_pass_where_they_are_allowed() -> None:
     "text", ["a" * 10**6, "😀" * 100_000, "\ud800" * 10**6, "—n 4 " * 200_000, '"' * 10**6, "a::" * 400_000]
 )
 def test_a_megabyte_is_refused_at_once(text: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     column, message = problem(text)
-    assert time.perf_counter() - start < 0.05
+    assert time.process_time() - start < 0.05
     assert (column, message) == (2001, f"the prompt has {len(text)} characters, at most 2000 are allowed")
 
 

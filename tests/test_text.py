@@ -266,7 +266,7 @@ def test_fitting_reads_the_train_split_alone(tmp_path: Path) -> None:
     with SetWriter(tmp_path / "poems", SetInfo(name="poems", kind="text", shape=())) as writer:
         writer.add(Item("1", "明月"))
         writer.add(Item("2", "地霜", split="test"))
-    codec = TextCodec.fit({"tokenizer": "chars"}, {}, PackedSet(tmp_path / "poems"))
+    codec = TextCodec.fit_to({"tokenizer": "chars"}, {}, PackedSet(tmp_path / "poems"))
     assert back(codec, "明月地霜") == "明月\ufffd\ufffd"
 
 
@@ -274,5 +274,5 @@ def test_fitting_on_pictures_reads_their_captions(tmp_path: Path) -> None:
     with SetWriter(tmp_path / "icons", SetInfo(name="icons", kind="image", shape=(1, 1, 3))) as writer:
         writer.add(Item("1", np.zeros((1, 1, 3), np.uint8), captions=["心", "heart"]))
         writer.add(Item("2", np.zeros((1, 1, 3), np.uint8), captions=["车"], split="valid"))
-    codec = TextCodec.fit({"tokenizer": "chars"}, {}, PackedSet(tmp_path / "icons"))
+    codec = TextCodec.fit_to({"tokenizer": "chars"}, {}, PackedSet(tmp_path / "icons"))
     assert back(codec, "心heart车") == "心heart\ufffd"

@@ -120,7 +120,7 @@ def make(
     conditioner = ToyConditioner({"dim": 2})
     family = Toy(ToyConfig(**config), conditioner.extend(encoder.spec))
     with torch.no_grad():
-        family.norm.running_var.uniform_(1e-9, 2e-9)
+        family.norm.running_mean.uniform_(1e-9, 2e-9)
         family.seen.fill_(123_456_789)
     blank = Card(name="toy", family="toy", config={}, codec=Part(id="toy"), conditioner=Part(id="toy"))
     return Package(blank.model_copy(update={"about": "A toy."}), family.eval(), encoder, conditioner, parts or {})

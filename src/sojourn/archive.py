@@ -43,7 +43,7 @@ def unpack(source: Path, folder: Path, accept: Callable[[str], bool], limit: int
     One folder around everything is taken off. Raises PackageError, NotFound, OutOfRoom.
     """
     try:
-        with zipfile.ZipFile(_Limited(source)) as archive:
+        with _Limited(source) as file, zipfile.ZipFile(file) as archive:
             entries = [entry for entry in archive.infolist() if not entry.is_dir()]
             names = [entry.filename for entry in entries]
             head = names[0].split("/")[0] + "/" if names else ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TypeVar
 
@@ -55,8 +56,9 @@ def build(
                 "the net on the card cannot be built: {reason}", reason=printable(str(error)) or type(error).__name__
             ) from error
         state = tensors(net)
-        # what was left unfilled must all be filled from the weights: else it is built again, filled
-        if not mode.copied and mode.skipped.keys() <= {id(tensor) for tensor in state.values()}:
+        # what was left unfilled and lives must all be filled from the weights: else it is built again, filled
+        filled = {id(tensor) for tensor in state.values()}
+        if not mode.copied and all(id(tensor) in filled for ref in mode.skipped if (tensor := ref()) is not None):
             break
     return net, state
 
@@ -70,7 +72,7 @@ class _Frugal(TorchFunctionMode):
         self.calls = 50_000 + 200 * count
         self.until = time.thread_time() + SECONDS
         self.skip = skip
-        self.skipped: dict[int, Tensor] = {}
+        self.skipped: list[weakref.ref[Tensor]] = []
         self.copied = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -81,9 +83,9 @@ class _Frugal(TorchFunctionMode):
         if self.calls < 0 or time.thread_time() > self.until:
             self._refuse()
         if name in _FILLS and self.skip and isinstance(first, nn.Parameter):
-            self.skipped[id(first)] = first
+            self.skipped.append(weakref.ref(first))
             return first
-        if name in ("clone", "__deepcopy__") and id(first) in self.skipped:
+        if name in ("clone", "__deepcopy__") and any(ref() is first for ref in self.skipped):
             self.copied = True
         expected = _asked(name, args, kwargs)
         if expected > self.room:

@@ -218,7 +218,9 @@ class Model:
                 for segment in first.segments
             ]
             guides.append(guidance.weights(terms))
-        cond = call([Prompt.plain(prompt.text, prompt.style) for prompt in prompts])
+            cond = terms[0][0]  # the guide's terms take its place in the walk
+        else:
+            cond = call([Prompt.plain(prompt.text, prompt.style) for prompt in prompts])
         if first.no:
             guides.append(guidance.negative(call([Prompt.plain(", ".join(p.no), p.style) for p in prompts])))
         if request.source is not None:

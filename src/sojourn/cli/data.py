@@ -18,16 +18,21 @@ from sojourn.cli.say import follow, say
     "--channels", type=click.Choice(["auto", "1", "3", "4"]), default="auto", help="Grey, colour, or with alpha."
 )
 @click.option("--fit", type=click.Choice(["crop", "pad"]), default="crop", help="How other shapes are fitted.")
+@click.option("--min-side", type=click.IntRange(1, 4096), help="Pixels of the shorter side at least. Default: 16.")
 @click.option("--licence", default="unknown", help="Licence of items that do not say their own.")
 @click.option("--json", "as_json", is_flag=True, help="Print events as JSON lines.")
-def prepare(source: Path, target: str, as_json: bool, channels: str, **options: Any) -> None:
+def prepare(
+    source: Path, target: str, as_json: bool, channels: str, min_side: int | None, size: int, **options: Any
+) -> None:
     """Make a set from SOURCE: a folder of pictures or texts, a zip, or a table (metadata.jsonl or .csv)."""
     from sojourn.config import set_folder
     from sojourn.data.prepare import prepare as make
 
     folder = set_folder(target)
     wanted = None if channels == "auto" else int(channels)
-    follow(make(source, folder, name=folder.name, channels=wanted, **options), as_json)
+    smallest = min_side or min(16, size)
+    settings = {"name": folder.name, "channels": wanted, "size": size, "min_side": smallest, **options}
+    follow(make(source, folder, **settings), as_json)
     say("the set is at {path}; its report is {report}", path=folder, report=folder / "report.html")
 
 

@@ -50,7 +50,7 @@ def imagine(
     """
     text = joined(words)
     prompt = parsed(text)
-    from sojourn.data.prepare import load_picture
+    from sojourn.data.clean import load_picture
     from sojourn.engine import load
 
     model = load(prompt.model or DEFAULT)
@@ -182,7 +182,7 @@ def replay(files: tuple[Path, ...], model: str | None, source: Path | None, mask
     Exit code 1 when any differs.
     """
     from sojourn import engine
-    from sojourn.data.prepare import load_picture
+    from sojourn.data.clean import load_picture
 
     loaded = engine.load(model) if model else None
     given = {name: load_picture(path) for name, path in (("source", source), ("mask", mask)) if path is not None}

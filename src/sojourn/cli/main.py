@@ -68,10 +68,10 @@ def run(args: list[str]) -> int:
     except SojournError as error:
         say_error(error)
         return 2 if isinstance(error, InvalidInput) else 1
-    except click.exceptions.Abort:
+    except (click.exceptions.Abort, KeyboardInterrupt):
         return 130
-    except KeyboardInterrupt:
-        return 130
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
     except click.ClickException as error:
         error_line(error.format_message())
         return error.exit_code

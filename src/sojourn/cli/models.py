@@ -27,7 +27,7 @@ def list_models(as_json: bool) -> None:
     found = list_packages()
     if as_json:
         for name, path, card in found:
-            print(json.dumps({"name": name, "path": str(path), **card.model_dump(mode="json")}, ensure_ascii=False))
+            print(json.dumps({**card.model_dump(mode="json"), "name": name, "path": str(path)}, ensure_ascii=False))
         return
     if not found:
         say("no packages yet; train one with `sojourn train digits`")

@@ -108,7 +108,7 @@ class TextCodec:
         return bool(self._table)
 
     @classmethod
-    def fit(cls, config: Mapping[str, Any], parts: Mapping[str, Any], data: PackedSet) -> Self:
+    def fit_to(cls, config: Mapping[str, Any], parts: Mapping[str, Any], data: PackedSet) -> Self:
         """A codec whose vocabulary is learnt from the train split: its documents, or the captions of its pictures."""
         rows = data.indices("train")
         if data.info.kind == "text":

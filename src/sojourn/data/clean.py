@@ -310,10 +310,15 @@ def perceptual_hash(array: np.ndarray) -> int:
     The 8x8 lowest DCT-II coefficients of the 32x32 luma, each bit "above the median of the AC ones". See-through
     pictures are laid on what they stand out from: white drawings on black.
     """
-    seen = array[:, :, :3][array[:, :, 3] > 127] if array.shape[2] == 4 else array
-    background: Background = "black" if seen.size and seen.mean() > 127 else "white"
-    grey = Image.fromarray(to_channels(array, 1, background)[:, :, 0]).resize((32, 32), Image.Resampling.BOX)
-    low: np.ndarray = _cosines() @ np.asarray(grey, np.float64) @ _cosines().T
+    image = Image.fromarray(array if array.shape[2] > 1 else array[:, :, 0])
+    if array.shape[2] == 4:
+        grey, alpha = np.asarray(image.convert("L")), array[:, :, 3]
+        weight = max(int(alpha.sum(dtype=np.int64)), 1)
+        ground = 0 if float((grey.astype(np.float32) * alpha).sum()) / weight > 127 else 255
+        backed = Image.new("RGBA", image.size, (ground, ground, ground, 255))
+        image = Image.alpha_composite(backed, image)
+    grey32 = image.convert("L").resize((32, 32), Image.Resampling.BOX)
+    low: np.ndarray = _cosines() @ np.asarray(grey32, np.float64) @ _cosines().T
     ac = low.ravel().copy()
     ac[0] = 0.0
     bits = np.rint(ac) > np.rint(np.sort(ac[1:])[31])

@@ -5,9 +5,6 @@ Knows nothing about where the files were found.
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,12 +16,12 @@ from sojourn.data.assemble import Pace, Row, Spool, busy, one_each, room, write
 from sojourn.data.clean import Refused
 from sojourn.data.dataset import SetInfo, SetWriter
 from sojourn.data.report import Report
-from sojourn.data.scan import Found, Scan, caption_of_name, captions
+from sojourn.data.scan import Found, Scan, caption_of_name, captions, rows_of
 from sojourn.data.settings import PrepareConfig
 from sojourn.errors import DataError
 from sojourn.schema import Event, Log
 
-_NEAR = 3  # bits of 64: Manku et al. 2007
+_NEAR = 6  # bits of 64; Manku et al. 2007 take 3 for long pages, short texts scatter more
 
 
 def build(scan: Scan, to: Path, config: PrepareConfig, report: Report) -> Iterator[Event]:
@@ -39,7 +36,7 @@ def build(scan: Scan, to: Path, config: PrepareConfig, report: Report) -> Iterat
         rows = one_each(rows, report)
         groups = twins.Groups(len(rows))
         if config.near:
-            whole = yield from busy(lambda: _group(rows, groups), "comparing")
+            whole = yield from busy(lambda: _group(rows, groups, min(config.near, _NEAR)), "comparing")
             if not whole:
                 yield Log(level="warning", text="too many texts look alike: not all pairs were compared")
         info = SetInfo(name=report.name, kind="text", shape=(), about=config.about)
@@ -102,7 +99,7 @@ def _parts(name: str, text: str, cut: texts.Cut, report: Report) -> Iterator[tup
         for document in texts.documents(text, cut):
             yield document, {}
         return
-    for number, row in enumerate(_table(name, text, report), 1):
+    for number, row in enumerate(rows_of(name, text, report.drop), 1):
         value = row.get("text")
         if not isinstance(value, str) or not value.strip():
             report.drop(f"{name}:{number}", "table row without text")
@@ -115,27 +112,10 @@ def _parts(name: str, text: str, cut: texts.Cut, report: Report) -> Iterator[tup
         yield value.strip(), row
 
 
-def _table(name: str, text: str, report: Report) -> Iterator[dict[str, Any]]:
-    if name.lower().endswith(".csv"):
-        try:
-            yield from csv.DictReader(io.StringIO(text))
-        except csv.Error as error:
-            report.drop(name, "table row not readable", str(error))
-        return
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                report.drop(f"{name}:{number}", "table row not readable", str(error)[:100])
-                continue
-            yield row if isinstance(row, dict) else {}
-
-
-def _group(rows: list[Row], groups: twins.Groups) -> bool:
+def _group(rows: list[Row], groups: twins.Groups, distance: int) -> bool:
     """Join near copies; whether all pairs were seen."""
     hashes, where = np.unique(np.array([row.hash for row in rows], np.uint64), return_inverse=True)
-    near, whole = twins.neighbours(hashes, _NEAR)
+    near, whole = twins.neighbours(hashes, distance)
     first: dict[int, int] = {}
     for i, key in enumerate(where.tolist()):
         groups.join(i, first.setdefault(key, i))

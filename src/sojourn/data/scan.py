@@ -123,8 +123,10 @@ def scan(source: Path, skip: Sequence[Path] = (), caps: Caps | None = None) -> t
             archive.close()
             raise
     if suffix in (".jsonl", ".csv"):
-        rows = _rows(Entry(source.name, source.stat().st_size, str(source)), out)
+        table = Scan("image", [])
+        rows = _table(Entry(source.name, source.stat().st_size, str(source)), table)
         if any("file_name" in row for row in rows):
+            out.dropped += table.dropped
             elsewhere = Scan("image", [])
             return _pictures(
                 list(_folder(source.parent, skip, elsewhere)), [(source.name, rows)], set(), out, True
@@ -183,7 +185,7 @@ def _sort(found: Iterator[Entry] | list[Entry], out: Scan) -> Scan:
     pictures = {e.name for e in entries if _looks_like_picture(e)}
     if pictures:
         tables = [e for e in entries if e.name.rsplit("/", 1)[-1].lower() in _TABLES]
-        return _pictures(entries, [(t.name, _rows(t, out)) for t in tables], pictures, out)
+        return _pictures(entries, [(t.name, _table(t, out)) for t in tables], pictures, out)
     out.kind = "text"
     for entry in sorted(entries, key=lambda e: e.name):
         if _suffix(entry.name) in (".txt", ".jsonl", ".csv"):
@@ -247,33 +249,38 @@ def _looks_like_picture(entry: Entry) -> bool:
         return False
 
 
-def _rows(table: Entry, out: Scan) -> list[dict[str, Any]]:
-    """Rows of a .jsonl or .csv that can be read; the others are in the report."""
+def _table(table: Entry, out: Scan) -> list[dict[str, Any]]:
+    """The rows of a table that can be read; the others are in the report."""
     try:
         text = texts.decode(table.read(_TABLE_BYTES))[0]
     except Refused as refused:
         out.dropped.append((table.name, refused.reason, refused.detail))
         return []
-    rows: list[dict[str, Any]] = []
-    if table.name.lower().endswith(".csv"):
+    return list(rows_of(table.name, text, lambda *drop: out.dropped.append(drop)))
+
+
+def rows_of(name: str, text: str, drop: Callable[[str, str, str], None]) -> Iterator[dict[str, Any]]:
+    """Rows of a .jsonl or .csv; `drop` takes (name, reason, detail) of those that cannot be read."""
+    if name.lower().endswith(".csv"):
+        reader = csv.DictReader(io.StringIO(text))
         try:
-            rows.extend({k: v for k, v in row.items() if k and v} for row in csv.DictReader(io.StringIO(text)))
+            for row in reader:
+                yield {key: value for key, value in row.items() if key and value}
         except csv.Error as error:
-            out.dropped.append((table.name, "table row not readable", f"after row {len(rows)}: {error}"))
-        return rows
+            drop(name, "table row not readable", f"line {reader.line_num}: {error}")
+        return
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            out.dropped.append((f"{table.name}:{number}", "table row not readable", str(error)[:100]))
+            drop(f"{name}:{number}", "table row not readable", str(error)[:100])
             continue
         if isinstance(row, dict):
-            rows.append(row)
+            yield row
         else:
-            out.dropped.append((f"{table.name}:{number}", "table row not readable", "not an object"))
-    return rows
+            drop(f"{name}:{number}", "table row not readable", "not an object")
 
 
 def _place(

@@ -40,8 +40,8 @@ class PrepareConfig(Strict):
     """A sentence on the set. Empty = none."""
     min_side: int = Field(16, ge=1, le=4096)
     """Pixels of a picture's shorter side at least, 1..4096. 1 = off."""
-    near: int = Field(6, ge=0, le=12)
-    """Bits of 64 by which perceptual hashes of look-alikes may differ, 0..12: they share a split. 0 = off."""
+    near: int = Field(8, ge=0, le=12)
+    """Bits of 64 by which the hashes of look-alikes may differ, 0..12: they share a split. 0 = off."""
     drop_twins: bool = True
     """Drop all but the largest of pictures nobody could tell apart. Identical ones are always dropped."""
     valid: float = Field(0.05, ge=0, le=0.5)

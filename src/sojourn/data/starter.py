@@ -15,6 +15,7 @@ from sojourn.data.emoji import build_emoji
 from sojourn.data.glyphs import build_glyphs
 from sojourn.data.poems import build_poems
 from sojourn.data.splits import share_split
+from sojourn.data.words import build_words
 from sojourn.errors import NotFound, Unsupported
 from sojourn.schema import Done, Event, Source
 
@@ -61,6 +62,7 @@ STARTERS: dict[str, Callable[..., Iterator[Event]]] = {
     "glyphs": build_glyphs,
     "digits": build_digits,
     "poems": build_poems,
+    "words": build_words,
 }
 """Name -> builder(to, **options)."""
 

@@ -103,10 +103,10 @@ def look_alikes(
         key = int(where[row])
         if crowd[key] == 1 and not near[key]:
             continue
-        thumbs[row] = _thumb(picture(row))
+        thumbs[row] = _premultiplied(picture(row), 16)
         others = [k for h in (key, *near[key]) for k in kept.get(h, ())][:_MOST_COMPARED]
         if others:
-            gaps = np.abs(np.stack([thumbs[k] for k in others]) - thumbs[row]).mean(axis=(2, 3, 4)).max(axis=1)
+            gaps = _gaps(np.stack([thumbs[k] for k in others]), thumbs[row]).mean(axis=(2, 3)).max(axis=0)
             for i in np.argsort(gaps, kind="stable"):
                 if gaps[i] > _ALIKE:
                     break
@@ -118,20 +118,24 @@ def look_alikes(
     return groups, repeats, whole
 
 
-def _views(array: np.ndarray) -> np.ndarray:
-    """uint8 (2, h, w, 3): on white and on black, so that neither white nor black drawings vanish."""
-    return np.stack([to_channels(array, 3, "white"), to_channels(array, 3, "black")])
+def _premultiplied(array: np.ndarray, size: int | None = None) -> np.ndarray:
+    """int16 (h, w, 4), reduced to size x size if given."""
+    image = Image.fromarray(to_channels(array, 4)).convert("RGBa")
+    if size is not None:
+        image = image.resize((size, size), Image.Resampling.BOX)
+    return np.asarray(image).astype(np.int16)
 
 
-def _thumb(array: np.ndarray) -> np.ndarray:
-    """int16 (2, 16, 16, 3)."""
-    small = [Image.fromarray(view).resize((16, 16), Image.Resampling.BOX) for view in _views(array)]
-    return np.stack([np.asarray(view) for view in small]).astype(np.int16)
+def _gaps(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Differences (2, ..., h, w) of premultiplied pictures, on black and on white, so that no drawing vanishes."""
+    gap = one - other
+    colour, alpha = gap[..., :3], gap[..., 3:]
+    return np.stack([np.abs(colour).mean(axis=-1), np.abs(colour - alpha).mean(axis=-1)])
 
 
 def _same(one: np.ndarray, other: np.ndarray) -> bool:
     """Whether nobody would tell the two apart, on whatever background."""
-    gap = np.abs(_views(one).astype(np.float32) - _views(other).astype(np.float32)).mean(axis=3)
+    gap = _gaps(_premultiplied(one), _premultiplied(other))
     height, width = (size - size % 8 for size in gap.shape[1:])
     spots = gap[:, :height, :width].reshape(2, height // 8, 8, width // 8, 8).mean(axis=(2, 4))
     return bool(gap.mean(axis=(1, 2)).max() <= _SAME and spots.max() <= _SAME_SPOT)

@@ -130,6 +130,8 @@ def _look(decode: Callable[[Tensor], Tensor], z: Tensor, cond: Cond, energies: S
                     rows=z.shape[0],
                 )
             total = total + value
-        (pull,) = torch.autograd.grad(total.sum(), z, allow_unused=True, materialize_grads=True)
+        pull = torch.zeros_like(z)
+        if total.requires_grad:
+            (pull,) = torch.autograd.grad(total.sum(), z, materialize_grads=True)
     z, total = z.detach(), total.detach()
-    return _Place(z, x.detach(), z.square().flatten(1).sum(dim=1) / 2 + total, pull)
+    return _Place(z, x.detach(), z.square().flatten(1).sum(dim=1) / 2 + total, pull.detach())

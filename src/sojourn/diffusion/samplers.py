@@ -18,7 +18,7 @@ Sampler = Callable[[Denoise, Tensor, Tensor, Cond, Noise], Iterator[Step]]
 """(denoise, x (b ...), sigmas (k + 1,) falling, cond, noise) -> a Step for each level reached; sigmas[k] may be 0."""
 
 CHURN = 0.25
-"""Share of the noise that a Langevin step at one level replaces: larger mixes faster and distorts more."""
+"""Share of the way to x0 that a Langevin step at one level goes: larger mixes faster and distorts more."""
 
 
 def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, cond: Cond, noise: Noise) -> Iterator[Step]:
@@ -76,22 +76,23 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor, cond: Cond, noise: Noi
 def langevin(denoise: Denoise, x: Tensor, sigmas: Tensor, cond: Cond, noise: Noise, inner: int = 2) -> Iterator[Step]:
     """Annealed Langevin dynamics, the literal random walk: `inner` random steps at each level, one evaluation each.
 
-    A step at one level moves CHURN of the way to x0, along the score (x0 - x) / sigma^2, and replaces the noise lost.
-    The last step of a level replaces so much less that the next level's noise remains. Source: Song & Ermon 2019,
-    alg. 1; the matched noise of the last step: Jolicoeur-Martineau et al. 2021, alg. 2 (it is DDPM's posterior).
+    A step at one level goes CHURN of the way to x0, along the score (x0 - x) / sigma^2, and adds noise of variance
+    2 CHURN sigma^2 (Song & Ermon 2019, alg. 1). The last step of a level adds just so much that the noise of the next
+    level remains (Jolicoeur-Martineau et al. 2021, alg. 2), so that few levels do too: it is DDPM's posterior.
     """
     for i, (high, low) in enumerate(levels(sigmas)):
         for j in range(inner):
             x0 = denoise(x, filled(x, high), cond)
             last = j == inner - 1
-            target = low if last else high
-            # Kept noise: DDPM's sigma_low^2 / sigma_high^2 on the way down, 1 - CHURN while staying.
-            kept = (low / high) ** 2 if last else 1 - CHURN
-            fresh = math.sqrt(max(target**2 - (kept * high) ** 2, 0.0))
+            if last:
+                kept = (low / high) ** 2
+                fresh = math.sqrt(low**2 - (kept * high) ** 2)
+            else:
+                kept, fresh = 1 - CHURN, high * math.sqrt(2 * CHURN)
             x = x0 + kept * (x - x0)
             if fresh > 0:
                 x = x + fresh * noise.draw(f"step/{i * inner + j}", x.shape[1:]).to(x)
-            yield step(x0, x, target)
+            yield step(x0, x, low if last else high)
 
 
 SAMPLERS: dict[str, Sampler] = {"euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m, "langevin": langevin}

@@ -15,6 +15,8 @@ from sojourn import package as packages
 from sojourn import registry, safefile
 from sojourn.config import Recipe, Stage, explain
 from sojourn.data.dataset import PackedSet
+from sojourn.data.starter import STARTERS
+from sojourn.data.starter import build as build_starter
 from sojourn.errors import ConfigError, NotFound
 from sojourn.package import Package
 from sojourn.schema import Card, Done, Event, Log, Part
@@ -29,6 +31,19 @@ def find_set(name: str) -> Path:
     raise NotFound(
         'no data set "{name}"; make it with "sojourn starter {name}" or "sojourn prepare FOLDER --to {name}"', name=name
     )
+
+
+def _have_set(name: str) -> Iterator[Event]:
+    """Build the set `name` if it is a starter that is not there yet; NotFound if it is nothing."""
+    try:
+        find_set(name)
+    except NotFound:
+        if name not in STARTERS:
+            raise
+        yield Log(text=f"building the starter set {name}")
+        for event in build_starter(name, configs.set_folder(name)):
+            if not isinstance(event, Done):
+                yield event
 
 
 def build(stage: Stage, data: PackedSet, parts: Mapping[str, Package], recipe: Recipe) -> Package:
@@ -71,6 +86,8 @@ def run_recipe(recipe: Recipe, folder: Path, start: Path | None = None) -> Itera
     start: a package whose weights the last stage begins with. Raises ConfigError when `folder` holds a run with
     other settings.
     """
+    for name in dict.fromkeys(stage.data for stage in recipe.stage):
+        yield from _have_set(name)
     _claim(recipe, folder)
     done: dict[str, Path] = {}
     for stage in recipe.stage:

@@ -1,0 +1,63 @@
+"""Every message has a Chinese form with the same fields, and an error survives a process boundary."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from sojourn import errors
+
+SRC = Path(errors.__file__).parent
+RAISED = {name for name, cls in vars(errors).items() if isinstance(cls, type) and issubclass(cls, Exception)}
+
+
+def templates() -> dict[str, str]:
+    """Message templates in the source: the first argument of an error or of `say`, by file and line."""
+    out = {}
+    for path in SRC.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and node.args:
+                name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+                if name in RAISED | {"say"}:
+                    first = node.args[0]
+                    place = f"{path.name}:{node.lineno}"
+                    assert isinstance(first, ast.Constant), f"{place}: the template must be a literal"
+                    out[str(first.value)] = place
+    return out
+
+
+def test_every_message_is_in_chinese_with_the_same_fields() -> None:
+    catalogue = json.loads((SRC / "locale" / "zh.json").read_text(encoding="utf-8"))
+    found = templates()
+    assert len(found) > 200
+    missing = {text: place for text, place in found.items() if text not in catalogue}
+    assert not missing, json.dumps(missing, indent=1)
+    unused = set(catalogue) - set(found)
+    assert not unused, unused
+    for english, chinese in catalogue.items():
+        assert set(re.findall(r"{(\w+)", english)) == set(re.findall(r"{(\w+)", chinese)), english
+
+
+def test_a_message_is_shown_in_the_users_language(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = errors.InvalidInput("strength {found} is outside 0..1", found=3)
+    assert str(error) == "strength 3 is outside 0..1"
+    assert error.localised("zh") == "strength 是 3，超出 0..1"
+    for name in ("SOJOURN_LANG", "LC_ALL", "LC_MESSAGES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LANG", "zh_CN.UTF-8")
+    assert "超出" in error.localised()
+    monkeypatch.setenv("SOJOURN_LANG", "en")
+    assert "outside" in error.localised()
+
+
+def test_an_error_is_rebuilt_from_its_parts() -> None:
+    error = errors.PromptError("column {column}: x", column=7)
+    rebuild, args = error.__reduce__()
+    again = rebuild(*args)  # type: ignore[operator]
+    assert type(again) is errors.PromptError
+    assert again.column == 7
+    assert str(again) == str(error)
