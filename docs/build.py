@@ -66,9 +66,8 @@ def broken_links() -> list[str]:
     """Links between pages that lead nowhere."""
     out = []
     for page in [*HERE.rglob("*.md"), *HERE.parent.glob("*.md")]:
-        for target in re.findall(r"\]\((?!\w+:)([^)#\s]+)", page.read_text(encoding="utf-8")):
-            if not (page.parent / target).exists():
-                out.append(f"{page.name}: {target}")
+        targets = re.findall(r"\]\((?!\w+:)([^)#\s]+)", page.read_text(encoding="utf-8"))
+        out += [f"{page.name}: {target}" for target in targets if not (page.parent / target).exists()]
     return out
 
 

@@ -52,7 +52,12 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def poems(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixty-four couplets of four old lines."""
     folder = tmp_path_factory.mktemp("sets") / "poems"
-    lines = ["春眠不觉晓，处处闻啼鸟。", "白日依山尽，黄河入海流。", "床前明月光，疑是地上霜。", "红豆生南国，春来发几枝。"]
+    lines = [
+        "春眠不觉晓，处处闻啼鸟。",
+        "白日依山尽，黄河入海流。",
+        "床前明月光，疑是地上霜。",
+        "红豆生南国，春来发几枝。",
+    ]
     with SetWriter(folder, SetInfo(name="poems", kind="text", shape=())) as writer:
         for i in range(64):
             writer.add(Item(f"p{i}", lines[i % 4] + lines[(i // 4) % 4], split="valid" if i % 8 == 0 else "train"))

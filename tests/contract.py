@@ -1,4 +1,4 @@
-"""What every family must hold, as plain functions: the contract test runs them on all, the planted bugs must fail them."""
+"""What every family must hold, as plain functions: run on all families, and on planted bugs, which must fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: what a person types, and what they get when it is wrong. One line, a code that is not 0, no litter."""
+"""The command line: what a person types, and what they get when it is wrong: one line, a code, no litter."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def fails(args: list[str], capsys: pytest.CaptureFixture[str], code: int) -> str
     return lines[0]
 
 
-def test_imagine_writes_pictures_and_a_grid(packages_folder: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_imagine_writes_pictures_and_a_grid(
+    packages_folder: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(["imagine", "3", "--n", "4", "--seed", "7", "--model", str(packages_folder / "flow")]) == 0
     told = capsys.readouterr().out
     files = sorted((here / "out").iterdir())
@@ -43,7 +45,17 @@ def test_imagine_writes_pictures_and_a_grid(packages_folder: Path, here: Path, c
         assert path.name in told
     with Image.open(files[0]) as picture:
         assert picture.size == (8, 8)
-    assert run(["replay", *(str(path) for path in files if "grid" not in path.name), "--model", str(packages_folder / "flow")]) == 0
+    assert (
+        run(
+            [
+                "replay",
+                *(str(path) for path in files if "grid" not in path.name),
+                "--model",
+                str(packages_folder / "flow"),
+            ]
+        )
+        == 0
+    )
     assert capsys.readouterr().out.count("equal") == 4
 
 
@@ -73,7 +85,14 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("args", "code", "words"), BAD, ids=[" ".join(a)[:30].encode("ascii", "replace").decode().replace("\x00", "0").replace("\x1b", "E") for a, _, _ in BAD])
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    BAD,
+    ids=[
+        " ".join(a)[:30].encode("ascii", "replace").decode().replace("\x00", "0").replace("\x1b", "E")
+        for a, _, _ in BAD
+    ],
+)
 def test_bad_input_is_one_line(
     args: list[str], code: int | None, words: str, here: Path, packages_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,7 +127,11 @@ def test_a_full_disk_is_one_line(packages_folder: Path, here: Path) -> None:
         f"sys.exit(run(['imagine', '3', '--quiet', '--model', {str(packages_folder / 'flow')!r}]))"
     )
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
     )
     assert result.returncode == 1
     assert "no room to write" in result.stderr
@@ -154,8 +177,18 @@ def test_sample_makes_a_set_and_goes_on(packages_folder: Path, here: Path, capsy
 
 
 def test_train_goes_on_and_its_package_draws(digits: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = [f"{key}={value}" for key, value in
-             {"data": digits, "seen": 256, "batch_size": 32, "snapshot": 128, "held_out": 32, "sheet": 4, "threads": 1}.items()]
+    small = [
+        f"{key}={value}"
+        for key, value in {
+            "data": digits,
+            "seen": 256,
+            "batch_size": 32,
+            "snapshot": 128,
+            "held_out": 32,
+            "sheet": 4,
+            "threads": 1,
+        }.items()
+    ]
     args = ["train", "digits", *(part for item in small for part in ("-o", item)), "--run", "run", "--to", "mine"]
     assert run(args) == 0
     assert run(args) == 0  # already trained: nothing to do, and no error
@@ -166,14 +199,25 @@ def test_train_goes_on_and_its_package_draws(digits: Path, here: Path, capsys: p
     assert run(["models", "verify", "mine"]) == 0
     assert run(["models", "export", "mine", "mine.zip"]) == 0
     assert run(["models", "import", "mine.zip", "--name", "other"]) == 0
-    assert run(["train", "digits", *(part for item in small for part in ("-o", item)), "--from", "mine", "--run", "r2"]) == 0
+    assert (
+        run(["train", "digits", *(part for item in small for part in ("-o", item)), "--from", "mine", "--run", "r2"])
+        == 0
+    )
 
 
 def test_an_interrupt_saves_and_the_same_command_goes_on(digits: Path, here: Path) -> None:
     import signal
 
     args = [sys.executable, "-m", "sojourn", "train", "digits", "--run", "run", "--json"]
-    for item in (f"data={digits}", "seen=1000000", "batch_size=16", "snapshot=500000", "threads=1", "sheet=0", "held_out=16"):
+    for item in (
+        f"data={digits}",
+        "seen=1000000",
+        "batch_size=16",
+        "snapshot=500000",
+        "threads=1",
+        "sheet=0",
+        "held_out=16",
+    ):
         args += ["-o", item]
     process = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None

@@ -12,7 +12,7 @@ from sojourn import registry
 from sojourn.diffusion import guidance as g
 from sojourn.errors import ConfigError, InvalidInput, Unsupported
 from sojourn.families.diffusion import Diffusion
-from sojourn.nets.dit import DiT
+from sojourn.nets.dit import DiT, shortened
 from sojourn.nets.unet import UNet
 from sojourn.types import Batch, Cond, DataSpec, Guide, Noise
 
@@ -108,10 +108,12 @@ def test_gradients_are_not_kept_between_steps() -> None:
     walk.close()
 
 
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("net", ["dit", "unet"])
-def test_padding_is_never_looked_at(net: str) -> None:
+def test_padding_is_never_looked_at(net: str, training: bool) -> None:
     torch.manual_seed(0)
     made = DiT(TEXT, 2, 32, 2, 2) if net == "dit" else UNet(TEXT, 16, (1, 2), 1, 2, attend=8)
+    made.train(training)
     for p in made.parameters():
         p.data.add_(0.1 * torch.randn_like(p))
     x, level, cond = torch.randn(3, 3, 8, 8), torch.rand(3), cond_for(TEXT, 3)
@@ -228,3 +230,14 @@ def test_training_learns_two_clusters(id: str, net: dict[str, object]) -> None:
     wanted = torch.cat([centre.expand(16, 4), -centre.expand(16, 4)])
     assert (out - wanted).abs().mean() < 0.2
     assert out[:16].std(dim=0).mean() < 0.35
+
+
+def test_training_cuts_text_to_what_is_there() -> None:
+    text = torch.arange(2 * 4).view(2, 4, 1).float()
+    holes = torch.tensor([[True, False, True, False], [False] * 4])
+    cut, mask = shortened(text, holes)
+    assert torch.equal(cut, text[:, :3])
+    assert mask is not None
+    assert torch.equal(mask, holes[:, :3])
+    assert shortened(text, torch.tensor([[True, True, False, False]] * 2))[1] is None
+    assert shortened(text, torch.zeros(2, 4, dtype=torch.bool))[0].shape == (2, 1, 1)

@@ -86,3 +86,16 @@ def test_no_registry_host_is_named() -> None:
         if path.is_file() and path.suffix in {".py", ".md", ".toml", ".txt", ""}:
             text = path.read_text(encoding="utf-8", errors="ignore")
             assert not any(host in text for host in hosts), path
+
+
+def test_the_example_runs(packages_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("notebook", ROOT / "examples" / "notebook.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main(str(packages_folder / "flow"), "3", tmp_path)
+    assert capsys.readouterr().out == "equal\n"
+    assert len(list(tmp_path.glob("*.png"))) == 4

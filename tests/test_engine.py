@@ -140,9 +140,7 @@ def test_replay_notices_a_changed_pixel_and_a_wrong_source(models: dict[str, eng
         engine.replay(path)
 
 
-def test_a_file_holds_its_recipe_and_a_notebook_gets_a_picture(
-    models: dict[str, engine.Model], tmp_path: Path
-) -> None:
+def test_a_file_holds_its_recipe_and_a_notebook_gets_a_picture(models: dict[str, engine.Model], tmp_path: Path) -> None:
     four = models["flow"].imagine("3", n=4, seed=5)
     assert four._repr_png_().startswith(b"\x89PNG")
     assert four.grid.size[0] == four.grid.size[1]

@@ -190,7 +190,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "deep header": (weights(lambda data: (90_000).to_bytes(8, "little") + b"[" * 90_000), "nested too deeply"),
     "header no JSON": (weights(lambda data: (9).to_bytes(8, "little") + b"\xff" * 9), "not sound JSON"),
     "header a list": (weights(lambda data: (2).to_bytes(8, "little") + b"[]"), "not a JSON object"),
-    "overlap": (tensor("start", data_offsets=[0, 32]), "overlaps another or leaves a hole"),
+    "overlap": (tensor("norm.weight", data_offsets=[0, 32]), "overlaps another or leaves a hole"),
     "offset out of range": (tensor("start", data_offsets=[2**40, 2**40 + 32]), "overlaps another or leaves a hole"),
     "offsets backwards": (tensor("start", data_offsets=[64, 32]), "does not fit its -32 bytes"),
     "offset negative": (tensor("start", data_offsets=[-32, 0]), "not sizes"),

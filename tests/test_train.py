@@ -23,6 +23,7 @@ from sojourn.train import loop, state
 from sojourn.train.build import build, run_recipe
 from sojourn.train.optim import Muon, orthogonalise, schedule
 
+
 def digest(folder: Path) -> str:
     """sha256 of the finished package's weights."""
     return hashlib.sha256((folder / "model" / "package" / "weights.safetensors").read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""Zip files, written plainly and read with suspicion. Knows nothing of what is in them."""
+"""Zip files of packages, written plainly and read with suspicion."""
 
 from __future__ import annotations
 
@@ -40,14 +40,15 @@ def pack(target: Path, folder: Path, names: Iterable[str]) -> None:
 def unpack(source: Path, folder: Path, accept: Callable[[str], bool], limit: int) -> None:
     """Unpack a zip into `folder`: only names that `accept` takes, at most `limit` bytes and FILES files.
 
-    One folder around everything is taken off. Raises PackageError, NotFound, OutOfRoom.
+    One folder around everything, card.json in it, is taken off. Raises PackageError, NotFound, OutOfRoom.
     """
     try:
         with _Limited(source) as file, zipfile.ZipFile(file) as archive:
             entries = [entry for entry in archive.infolist() if not entry.is_dir()]
             names = [entry.filename for entry in entries]
             head = names[0].split("/")[0] + "/" if names else ""
-            strip = len(head) if head.strip("./") and all(name.startswith(head) for name in names) else 0
+            around = f"{head}card.json" in names and head.strip("./") and all(name.startswith(head) for name in names)
+            strip = len(head) if around else 0
             total = 0
             for entry in entries:
                 name = entry.filename[strip:]

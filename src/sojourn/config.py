@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
+from sojourn.card import home
 from sojourn.errors import ConfigError, NotFound
 from sojourn.schema import Part, Strict
 
@@ -105,11 +106,6 @@ class Recipe(Strict):
     def dump(self) -> dict[str, Any]:
         """The resolved recipe as JSON data."""
         return self.model_dump(mode="json")
-
-
-def home() -> Path:
-    """Where models and sets live: $SOJOURN_HOME, or ~/.local/share/sojourn."""
-    return Path(os.environ.get("SOJOURN_HOME") or Path.home() / ".local" / "share" / "sojourn")
 
 
 def cache() -> Path:

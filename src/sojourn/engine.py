@@ -268,9 +268,7 @@ class Model:
             out.append(Picture(picture, request.seeds[row], recipe))
         return Pictures(tuple(out))
 
-    def sample(
-        self, prompts: Sequence[Prompt], seed: int, batch: int = ROWS_MAX, start: int = 0
-    ) -> Iterator[Picture]:
+    def sample(self, prompts: Sequence[Prompt], seed: int, batch: int = ROWS_MAX, start: int = 0) -> Iterator[Picture]:
         """One picture per prompt from number `start`, in walks of `batch` rows; picture i has seed + i.
 
         Parameters of the prompts are not read. The last walk is filled up with its own first row, so that every

@@ -203,7 +203,7 @@ def joined(words: tuple[str, ...]) -> str:
     out: list[str] = []
     for word in words:
         value = bool(out) and re.fullmatch(r"--\w+", out[-1]) is not None and re.search(r"\s", word) is not None
-        if value and len(words) > 1 and not out[-1] == "--no":
+        if value and len(words) > 1 and out[-1] != "--no":
             word = '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
         out.append(word)
     return " ".join(out)

@@ -70,7 +70,8 @@ def blocks(pictures: Sequence[Image.Image], width: int, side: int = 32) -> Text:
                 assert pixels is not None
                 for x in range(side):
                     top, low = pixels[x, y], pixels[x, y + 1]
-                    out.append(HALF, Style(color=Color.from_rgb(*top), bgcolor=Color.from_rgb(*low)))  # type: ignore[misc]
+                    colours = {"color": Color.from_rgb(*top), "bgcolor": Color.from_rgb(*low)}
+                    out.append(HALF, Style(**colours))
                 out.append(" ")
             out.append("\n")
     return out

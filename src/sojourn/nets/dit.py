@@ -72,14 +72,14 @@ class DiT(nn.Module):
     def forward(self, x: Tensor, level: Tensor, cond: Cond) -> Tensor:
         b = x.shape[0]
         vector, text, mask = self.cond(cond, b)
+        if self.training and text is not None and mask is not None:
+            text, mask = shortened(text, mask)
         h = self.embed(self.patches(x)) + self.position.weight  # (b, n, d)
         n = h.shape[1]
-        if text is not None:
-            assert self.text_position is not None
+        if text is not None and self.text_position is not None:
             h = torch.cat([h, text + self.text_position.weight[: text.shape[1]]], dim=1)  # (b, n + m, d)
-            # Without a mask attention takes its fast path.
             if mask is not None:
-                mask = None if bool(mask.all()) else torch.cat([mask.new_ones(b, n), mask], dim=1)
+                mask = torch.cat([mask.new_ones(b, n), mask], dim=1)
         signal = F.silu(self.time(level) + vector)  # (b, d)
         shared = self.modulate(signal)
         for block, offset in zip(self.blocks, self.offset.weight, strict=True):
@@ -104,6 +104,16 @@ class DiT(nn.Module):
         b, c = shape[:2]
         (gh, gw), p = self.grid, self.patch
         return h.view(b, gh, gw, c, p, p).permute(0, 3, 1, 4, 2, 5).reshape(shape)
+
+
+def shortened(text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+    """text (b, n, d) and mask (b, n) up to the last real token of any row; no mask where it would hide nothing.
+
+    The same result for less work, to the last bits: for training only, since a walk must not depend on its batch.
+    """
+    n = max(1, int((mask.any(dim=0) * torch.arange(1, mask.shape[1] + 1, device=mask.device)).max()))
+    mask = mask[:, :n]
+    return text[:, :n], None if bool(mask.all()) else mask
 
 
 def grid_features(grid: tuple[int, ...], dim: int) -> Tensor:

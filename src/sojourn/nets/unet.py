@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from sojourn.errors import ConfigError
 from sojourn.nets.blocks import Attention, CondEmbed, ResBlock, TimeEmbed
+from sojourn.nets.dit import shortened
 from sojourn.types import Cond, DataSpec
 
 
@@ -97,8 +98,8 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, level: Tensor, cond: Cond) -> Tensor:
         vector, text, mask = self.cond(cond, x.shape[0])
-        if mask is not None and bool(mask.all()):
-            mask = None  # without one attention takes its fast path
+        if self.training and text is not None and mask is not None:
+            text, mask = shortened(text, mask)
         signal = F.silu(self.time(level) + vector)
         h = self.enter(x.contiguous(memory_format=torch.channels_last))
         skips = [h]

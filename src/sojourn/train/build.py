@@ -13,6 +13,7 @@ import torch
 from sojourn import config as configs
 from sojourn import package as packages
 from sojourn import registry, safefile
+from sojourn.card import home
 from sojourn.config import Recipe, Stage, explain
 from sojourn.data.dataset import PackedSet
 from sojourn.data.starter import STARTERS
@@ -25,7 +26,7 @@ from sojourn.train.loop import train
 
 def find_set(name: str) -> Path:
     """Folder of a set: a path, or a name in the home or cache folder."""
-    for path in (Path(name), configs.home() / "sets" / name, configs.cache() / "data" / name):
+    for path in (Path(name), home() / "sets" / name, configs.cache() / "data" / name):
         if (path / "set.json").is_file():
             return path
     raise NotFound(
