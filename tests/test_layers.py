@@ -14,7 +14,7 @@ SRC = Path(__file__).parent.parent / "src" / "sojourn"
 LAYERS = [
     {"errors"},
     {"types", "schema", "safefile"},
-    {"prompt", "config", "registry", "card", "archive", "weights", "blank"},
+    {"prompt", "grammar", "config", "registry", "card", "archive", "weights", "blank"},
     {"nets", "data"},
     {"diffusion", "codecs", "conditioners"},
     {"families"},

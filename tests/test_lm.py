@@ -13,6 +13,7 @@ from torch import Tensor
 from sojourn.codecs.text import BOS, EOS, PAD
 from sojourn.errors import ConfigError, InvalidInput, Unsupported
 from sojourn.families.lm import LM, LMConfig, LMOptions, penalise, pick, truncate
+from sojourn.nets.transformer import Memory, _columns
 from sojourn.types import Batch, Cond, DataSpec, Guide, Noise, Step
 
 LENGTH, VOCAB = 24, 40
@@ -96,6 +97,14 @@ def test_memory_gives_what_a_whole_reading_gives_for_rows_of_any_length() -> Non
             wanted = lm.net(x[row : row + 1, : n + step], Cond())[0, -1]
             assert torch.allclose(found[row], wanted, atol=1e-4)
         token = torch.stack([x[row, n + step] for row, n in enumerate(first)])[:, None]
+
+
+def test_a_first_reading_sees_itself_what_is_before_it_and_no_padding() -> None:
+    place, mask = _columns(Memory(torch.tensor([2, 0]), torch.empty(0), torch.empty(0)), 4)
+    assert place.tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]]
+    # A row of nothing is NaN in some kernels of attention, so padding sees itself.
+    assert mask[0, 0].int().tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
+    assert mask[1, 0].int().tolist() == torch.ones(4, 4).tril().int().tolist()
 
 
 @torch.no_grad()
@@ -226,23 +235,35 @@ def test_a_row_starts_with_its_prompt_and_specials_in_it_are_left_out() -> None:
 
 def test_steps_grow_by_one_token_and_end_in_padding() -> None:
     lm = model()
-    steps = walk(lm, prompts(*ROWS), [1, 2, 3, 4])
+    # Flattened, so that every token is drawn somewhere, among them those that never may be.
+    steps = walk(lm, prompts(*ROWS).repeat(12), range(48), temperature=3)
     sizes = torch.stack([(step.x0 != PAD).sum(dim=1) for step in steps])
     assert (sizes.diff(dim=0) <= 1).all()
     assert (sizes.diff(dim=0) >= 0).all()
     last = steps[-1]
-    assert last.x0.shape == (4, LENGTH)
+    assert last.x0.shape == (48, LENGTH)
     assert last.done.all()
     assert not steps[0].done.all()
-    assert last.sigma.tolist() == [0.0] * 4
+    assert last.sigma.tolist() == [0.0] * 48
     for step, later in pairwise(steps):
         assert torch.equal(torch.where(step.x0 == PAD, later.x0, step.x0), later.x0)  # what is written stays
         assert torch.equal(later.x0[step.done], step.x0[step.done])
+    ends = 0
     for row in last.x0.tolist():
         text = row[: row.index(PAD)] if PAD in row else row
         assert set(row[len(text) :]) <= {PAD}
-        assert not {PAD, BOS} & set(text[1:])
-        assert text[-1] == EOS or len(text) == LENGTH
+        assert not {PAD, BOS, EOS} & set(text[1:-1])
+        assert text[-1] == EOS or (len(text) == LENGTH and text[-1] != BOS)
+        ends += text[-1] == EOS
+    assert 0 < ends < 48
+
+
+def test_every_token_has_a_draw_of_its_own() -> None:
+    flat = Guide("flat", logits=lambda logits, tokens, cond: torch.zeros_like(logits))
+    x = draw(model(), Cond(), range(400), [flat], max_tokens=3)
+    for first, second in ((1, 2), (2, 3), (1, 3)):
+        both = (x[:, first] > EOS) & (x[:, second] > EOS)
+        assert (x[both, first] == x[both, second]).float().mean() < 0.1  # 1 in 40 by chance
 
 
 def test_max_tokens_cuts_and_changes_nothing_before() -> None:
@@ -392,6 +413,18 @@ def test_guides_that_cannot_be_used_are_refused() -> None:
     nothing = Guide("none", logits=lambda logits, tokens, cond: torch.full_like(logits, -torch.inf))
     with pytest.raises(InvalidInput, match="no token to choose"):
         draw(lm, Cond(), [1], [nothing])
+
+
+def test_a_guide_that_leaves_nothing_after_the_end_stops_no_other_row() -> None:
+    def first_row_ends(logits: Tensor, tokens: Tensor, cond: Cond) -> Tensor:
+        ended = (tokens == EOS).any(dim=1)
+        end = torch.full_like(logits, -torch.inf)
+        end[:, EOS] = torch.where(ended, -torch.inf, 0.0)
+        return torch.where(torch.arange(len(logits))[:, None] == 0, end, logits)
+
+    x = draw(model(), Cond(), [1, 2], [Guide("end", logits=first_row_ends)])
+    assert x[0].tolist() == [BOS, EOS, *[PAD] * (LENGTH - 2)]
+    assert torch.equal(x[1:], draw(model(), Cond(), [2]))
 
 
 # labels and guidance

@@ -380,7 +380,8 @@ def test_every_message_is_a_literal_template() -> None:
     names = {"PromptError", "InvalidInput", "Unsupported"}
     calls = [
         node
-        for node in ast.walk(ast.parse(Path(grammar.__file__).read_text(encoding="utf-8")))
+        for name in ("prompt.py", "grammar.py")
+        for node in ast.walk(ast.parse(Path(grammar.__file__).with_name(name).read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names
     ]
     assert len(calls) > 25

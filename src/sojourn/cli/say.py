@@ -70,8 +70,8 @@ def blocks(pictures: Sequence[Image.Image], width: int, side: int = 32) -> Text:
                 assert pixels is not None
                 for x in range(side):
                     top, low = pixels[x, y], pixels[x, y + 1]
-                    colours = {"color": Color.from_rgb(*top), "bgcolor": Color.from_rgb(*low)}
-                    out.append(HALF, Style(**colours))
+                    upper, lower = (Color.from_rgb(*pixel) for pixel in (top, low))  # type: ignore[misc]
+                    out.append(HALF, Style(color=upper, bgcolor=lower))
                 out.append(" ")
             out.append("\n")
     return out
@@ -84,7 +84,8 @@ def progress() -> Iterator[Progress]:
     from rich.progress import BarColumn, Progress, TextColumn
 
     columns = [
-        TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+        TextColumn("{task.description}"), BarColumn(bar_width=24),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
         TextColumn("{task.fields[speed]}"), TextColumn("{task.fields[note]}"),
     ]  # fmt: skip
     with Progress(*columns, console=Console(stderr=True, highlight=False), transient=True) as bar:
