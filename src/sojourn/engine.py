@@ -212,7 +212,8 @@ class Model:
         first = prompts[0]
         guides: list[Guide] = []
         if grammar.used(first)[:1] == ["weights"]:
-            total = sum(segment.weight for segment in first.segments)
+            # A sum near zero would blow the pull up: from there on weights count as they are.
+            total = max(sum(segment.weight for segment in first.segments), 0.1)
             terms = [
                 (call([Prompt.plain(segment.text, prompt.style) for prompt in prompts]), segment.weight / total)
                 for segment in first.segments
