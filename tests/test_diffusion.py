@@ -75,6 +75,9 @@ def test_every_form_trains_all_its_parameters_and_samples(id: str, spec: DataSpe
     loss.value.sum().backward()
     dead = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert not dead
+    for name, p in model.named_parameters():
+        if p.ndim == 4:  # every channel that comes in is used: a skip that is lost leaves no other trace
+            assert p.grad.abs().sum(dim=(0, 2, 3)).all(), name
     model.eval()
     options = model.Options(steps=3)
     seeds = Noise([1, 2, 3])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -221,7 +222,7 @@ def test_class_changes_picture_and_score():
     x = family.G(z, cond)
     assert float((x[0] - x[1]).abs().max()) > 1e-3
     scores = family.D(x[:1].repeat(2, 1, 1, 1), cond)
-    assert float(scores[0] - scores[1]) != 0
+    assert abs(float(scores[0] - scores[1])) > 1e-4
     none = family.D(x, Cond()), family.D(x, Cond(labels=torch.tensor([[-1], [-1]])))
     torch.testing.assert_close(*none)
 
@@ -252,6 +253,13 @@ def test_a_phase_reaches_exactly_its_nets(id: str, spec: DataSpec):
         for name, parameter in family.named_parameters():
             reached = parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
             assert reached == name.startswith(phase.name), name
+
+
+def test_the_discriminators_phase_never_reaches_back_into_g():
+    for id in ("dcgan", "wgan-gp"):
+        family = gan(family=id).train()
+        family.loss("D", batch(), 0).value.sum().backward()
+        assert all(parameter.grad is None for parameter in family.G.parameters())
 
 
 def test_presets_say_what_they_are():
@@ -387,11 +395,16 @@ def test_walk_settles_on_the_posterior(temperature: float):
     assert bool((gap < 4.5 * ((outer + cov.square()) / rows).sqrt()).all()), (torch.cov(z.T), cov)
 
 
-def test_walk_without_energies_keeps_the_prior():
+def test_walk_without_energies_keeps_the_prior_and_never_stands_still():
     noise = Noise(range(1200))
-    z = list(walk(linear, noise.draw("z", (3,)), Cond(), [], noise, steps=5, step_size=0.5, temperature=1.0))[-1].x
+    start = noise.draw("z", (3,))
+    steps = list(walk(linear, start, Cond(), [], noise, steps=5, step_size=0.5, temperature=1.0))
+    z = steps[-1].x
     assert float(z.mean(0).abs().max()) < 4.5 / math.sqrt(1200)
     assert float((torch.cov(z.T) - torch.eye(3)).abs().max()) < 4.5 * math.sqrt(2 / 1200)
+    # a move along the prior's flow is exact, so none is refused
+    for before, after in pairwise([start, *(step.x for step in steps)]):
+        assert bool((before != after).all())
 
 
 def test_walk_at_temperature_zero_reaches_the_minimiser():
@@ -403,6 +416,13 @@ def test_walk_at_temperature_zero_reaches_the_minimiser():
     potential = torch.stack([step.x.square().sum(1) / 2 + quadratic(step.x0, Cond()) for step in steps])
     assert float((potential[1:] - potential[:-1]).max()) <= 1e-5
     torch.testing.assert_close(steps[-1].x0, linear(steps[-1].x))
+
+
+def test_walk_lengthens_steps_that_are_far_too_short():
+    noise = Noise([0, 1, 2])
+    start = noise.draw("z", (3,))
+    steps = list(walk(linear, start, Cond(), [quadratic], noise, steps=80, step_size=1e-4, temperature=0))
+    torch.testing.assert_close(steps[-1].x, posterior()[0].expand(3, 3), atol=1e-2, rtol=0)
 
 
 def test_walk_survives_an_energy_far_too_strong_for_its_step():

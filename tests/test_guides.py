@@ -233,7 +233,8 @@ def test_a_quadratic_energy_draws_towards_its_bottom() -> None:
     assert shift.item() == pytest.approx(3 / 11, abs=0.03)
 
 
-def test_an_energy_sees_x0_and_the_condition_and_spares_the_net() -> None:
+@pytest.mark.parametrize("grad", [True, False])
+def test_an_energy_sees_x0_and_the_condition_and_spares_the_net(grad: bool) -> None:
     net = torch.nn.Linear(1, 1)
     seen = []
 
@@ -243,7 +244,7 @@ def test_an_energy_sees_x0_and_the_condition_and_spares_the_net() -> None:
         return x0.sum(dim=1)
 
     cond = labels(7, 8)
-    with torch.no_grad():
+    with torch.set_grad_enabled(grad):
         out = g.compose(lambda x, sigma, c: net(x), [Guide("rule", energy=fn)])(torch.ones(2, 1), torch.ones(2), cond)
         plain = net(torch.ones(2, 1))
     torch.testing.assert_close(out, plain - 0.5)

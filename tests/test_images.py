@@ -420,6 +420,7 @@ def matrix(tmp_path_factory):
     put("line.png", encoded(Image.new("L", (1, 65535)), "PNG"), "too small")
     put("thin.png", encoded(art(33, (16, 30000), "L"), "PNG", compress_level=1))
     put("huge.png", _png(30000, 30000, 1, 0, _zeros(30000 * 3751)), "too many pixels")
+    put("wide.png", _png(10000, 8000, 1, 0, _zeros(8000 * 1251)), "too many pixels")
     put("lies.png", _png(60000, 1000, 8, 2, zlib.compress(b"\0" * 100)), "truncated", "corrupt")
     put("ztxt.png", _png(16, 16, 8, 0, zlib.compress(b"\0" * 272), _chunk(b"zTXt", b"a\0\0" + _zeros(64 << 20))),
         "corrupt")  # fmt: skip

@@ -248,6 +248,13 @@ def test_langevin_reaches_a_mixture() -> None:
     assert right.mean().item() == pytest.approx(5 / 7 + 1.4 * 2 / 7, abs=0.04)
 
 
+def test_langevin_forgets_where_it_began() -> None:
+    """From one and the same x the random walk reaches all of the data; the probability flow would reach one point."""
+    noise, sigmas = Crowd(range(4000)), karras_sigmas(120, 0.002, 20.0).double()
+    steps = samplers.langevin(gaussian(0.5, 0.7), torch.full((4000, 1), 9.0), sigmas, NONE, noise, inner=1)
+    assert list(steps)[-1].x.std().item() == pytest.approx(0.7, rel=0.07)
+
+
 def test_langevin_holds_a_level() -> None:
     """Random steps at one level settle in N(m, V), V = s^2 + sigma^2, inflated by 1 / (1 - CHURN sigma^2 / 2 V).
 

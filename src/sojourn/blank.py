@@ -69,7 +69,7 @@ class _Frugal(TorchFunctionMode):
     def __init__(self, held: int, count: int, skip: bool) -> None:
         super().__init__()
         self.room = 3 * held + SLACK
-        self.calls = 50_000 + 200 * count
+        self.calls = 10_000 + 100 * count
         self.until = time.thread_time() + SECONDS
         self.skip = skip
         self.skipped: list[weakref.ref[Tensor]] = []

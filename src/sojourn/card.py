@@ -227,14 +227,16 @@ def update_card(folder: str | Path, **changes: Any) -> Card:
     try:
         card = Card.model_validate({**card.model_dump(), **changes})
         check_names(card)
-        write(path, card)
+        fresh = texts(card)
     except ValidationError as error:
         raise InvalidInput("the card does not take that: {problem}", problem=explain(error)) from None
+    for name, data in fresh.items():
+        safefile.write_bytes(path / name, data)
     return card
 
 
-def write(folder: Path, card: Card) -> None:
-    """Write card.json and the README made from it."""
+def texts(card: Card) -> dict[str, bytes]:
+    """card.json and the README made from it, by file name. Raises InvalidInput for what could not be read back."""
     try:
         data = card.model_dump_json(indent=2).encode("utf-8")
         safefile.canonical(card.model_dump(mode="json"))
@@ -242,8 +244,7 @@ def write(folder: Path, card: Card) -> None:
         raise InvalidInput("the card does not take that: {problem}", problem=str(error)) from None
     if len(data) > CARD_BYTES:
         raise InvalidInput("the card has {size} bytes, at most {limit} are read back", size=len(data), limit=CARD_BYTES)
-    safefile.write_bytes(folder / "card.json", data)
-    safefile.write_bytes(folder / "README.md", readme(card).encode("utf-8"))
+    return {"card.json": data, "README.md": readme(card).encode("utf-8")}
 
 
 def readme(card: Card) -> str:

@@ -33,8 +33,8 @@ from sojourn.card import (
     migrate,
     read,
     survey,
+    texts,
     update_card,
-    write,
 )  # fmt: skip
 from sojourn.errors import InvalidInput, NotFound, OutOfRoom, PackageError, SojournError
 from sojourn.families.base import Family
@@ -97,7 +97,7 @@ def save(package: Package, folder: str | Path, *, dtype: Dtype | None = None, sh
     with safefile.new_folder(target) as part:
         card = _write(package, part, dtype or package.dtype)
         if sheet is not None:
-            safefile.write_bytes(part / f"sheet{sheet.suffix}", sheet.read_bytes())
+            (part / f"sheet{sheet.suffix}").write_bytes(sheet.read_bytes())
     return card
 
 
@@ -220,7 +220,7 @@ def _write(package: Package, folder: Path, dtype: Dtype, depth: int = 0) -> Card
             raise PackageError(
                 'file "{file}" has {size} bytes, at most {limit} are read', file=name, size=len(data), limit=FILE_BYTES
             )
-        safefile.write_bytes(folder / name, data)
+        (folder / name).write_bytes(data)
         hashes[name] = hashlib.sha256(data).hexdigest()
     inner = {}
     for name, part in parts.items():
@@ -229,7 +229,8 @@ def _write(package: Package, folder: Path, dtype: Dtype, depth: int = 0) -> Card
     card = Card.model_validate(card.model_copy(update={"files": hashes, "parts": inner}).model_dump(mode="json"))
     card.identity = identity(card)
     _settings(card)
-    write(folder, card)
+    for name, data in texts(card).items():
+        (folder / name).write_bytes(data)
     return card
 
 

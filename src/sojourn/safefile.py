@@ -57,12 +57,13 @@ def new_folder(target: Path) -> Iterator[Path]:
     """An empty folder that becomes `target`, replacing what is there, when the block ends without an error.
 
     Where the system can swap two names in one step (Linux), `target` is the old or the new folder at every moment;
-    elsewhere a crash between two renames is mended by the next `settle`. Raises OutOfRoom, InvalidInput.
+    elsewhere a crash between two renames is mended by the next `settle`. All files in it are synced before. Raises
+    OutOfRoom, InvalidInput.
     """
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         settle(target)
-        _sweep(target)
+        _sweep(target.parent)
         part = _beside(target)
         part.mkdir()
         try:
@@ -265,6 +266,8 @@ class TensorFile:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Write `tensors` as safetensors, in the order given and in their own dtypes; returns the file's sha256.
 
+    It is not synced: write into a `new_folder`, which does that.
+
     The same tensors give the same bytes in every version of Sojourn: a package's identity hangs on it.
     """
     header: dict[str, Any] = {}
@@ -281,8 +284,6 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
         for block in (len(head).to_bytes(8, "little"), head, *map(_raw, tensors.values())):
             digest.update(block)
             file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
     return digest.hexdigest()
 
 
@@ -328,14 +329,18 @@ def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.old")
 
 
-def _sweep(target: Path) -> None:
-    """Remove what killed processes left of earlier attempts at `target`."""
-    for part in target.parent.iterdir():
-        if found := re.fullmatch(rf"\.{re.escape(target.name)}\.(\d{{1,9}})-[0-9a-f]+\.part", part.name):
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes left half-written in `folder`."""
+    for part in folder.iterdir():
+        if found := re.fullmatch(r"\..+\.(\d{1,9})-[0-9a-f]{6}\.part", part.name):
             import psutil
 
-            if not psutil.pid_exists(int(found[1])):
+            if psutil.pid_exists(int(found[1])):
+                continue
+            if part.is_dir() and not part.is_symlink():
                 shutil.rmtree(part, ignore_errors=True)
+            else:
+                part.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

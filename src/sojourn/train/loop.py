@@ -188,20 +188,20 @@ class Run:
                 yield self.roll_back(error)
                 first, begun = self.seen, time.monotonic()
                 continue
+            # A snapshot that is due is written before anything is yielded: a caller may close at any yield.
+            events: list[Event] = []
+            done = self.seen >= self.config.seen
+            if done or self.seen // self.config.snapshot > before // self.config.snapshot:
+                events = list(self.snapshot())
+            elif row := self.record.due(self.seen, self.config):
+                events = [Measured(seen=self.seen, values=row)]
             now = time.monotonic()
             if now - spoken > 0.5:
                 spoken = now
                 rate = (self.seen - first) / (now - begun)
-                yield Progress(
-                    done=self.seen, total=self.config.seen, rate=rate,
-                    eta_s=(self.config.seen - self.seen) / rate if rate else None, text=self.record.text(),
-                )  # fmt: skip
-            done = self.seen >= self.config.seen
-            if done or self.seen // self.config.snapshot > before // self.config.snapshot:
-                yield from self.snapshot()
-                first, begun = self.seen, time.monotonic()
-            elif row := self.record.due(self.seen, self.config):
-                yield Measured(seen=self.seen, values=row)
+                eta_s = (self.config.seen - self.seen) / rate if rate else None
+                yield Progress(done=self.seen, total=self.config.seen, rate=rate, eta_s=eta_s, text=self.record.text())
+            yield from events
 
     def one_round(self) -> None:
         """Every phase that is due, each repeat on a fresh batch; then the moving average and the clock."""
@@ -227,7 +227,8 @@ class Run:
 
     def update(self, phase: Phase, index: int, repeat: int, batch: Batch) -> None:
         """One optimizer step of one phase; raises Diverged before anything is changed by bad numbers."""
-        chosen = {p for net in phase.nets for p in self.family.get_submodule(net).parameters()}
+        # A dict and not a set: the order of a sum decides its last bits.
+        chosen = dict.fromkeys(p for net in phase.nets for p in self.family.get_submodule(net).parameters())
         for p in self.family.parameters():
             p.requires_grad_(p in chosen)
         optimizers = self.optimizers[phase.nets]
