@@ -134,6 +134,8 @@ def test_a_sheet_lies_beside_the_identity(tmp_path: Path) -> None:
     (tmp_path / "some.png").write_bytes(b"png")
     assert package.save(make(), tmp_path / "p", sheet=tmp_path / "some.png").identity == plain.identity
     assert (tmp_path / "p" / "sheet.png").read_bytes() == b"png"
+    with pytest.raises(InvalidInput, match="no sheet"):
+        package.save(make(), tmp_path / "p", sheet=tmp_path / "some.gif")
     assert package.verify(tmp_path / "p") == []
 
 

@@ -465,8 +465,8 @@ def test_glyphs_are_the_characters_a_font_has(tmp_path: Path) -> None:
     text = "Ab7" + ("" if face.name.startswith("dejavu") else "心")
     font = glyphs._open(face, 32)
     assert all(glyphs.has_glyph(font, char) for char in text)
-    assert not glyphs.has_glyph(font, "\U000e0fff")
-    options: dict[str, Any] = {"size": 32, "fonts": [face.path], "characters": text + "\U000e0fffA", "copies": 3}
+    assert not glyphs.has_glyph(font, "\U000ffffd")
+    options: dict[str, Any] = {"size": 32, "fonts": [face.path], "characters": text + "\U000ffffdA", "copies": 3}
     run(glyphs.build_glyphs(tmp_path / "set", **options))
     data = PackedSet(tmp_path / "set")
     assert data.info.labels[0].values == list(text)

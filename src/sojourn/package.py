@@ -85,6 +85,8 @@ def save(package: Package, folder: str | Path, *, dtype: Dtype | None = None, sh
     that are not finite or a net that codec and conditioner would not give, InvalidInput for a folder with other files.
     """
     target = Path(os.path.realpath(folder))
+    if sheet is not None and not accepts(f"sheet{sheet.suffix}"):
+        raise InvalidInput('"{sheet}" is no sheet; give a .png or a .txt', sheet=sheet)
     if target.exists():
         if not target.is_dir():
             raise InvalidInput('"{folder}" is a file; choose another place for the package', folder=target)

@@ -30,6 +30,7 @@ from sojourn.errors import DataError
 _BATCH = 32
 _BATCH_BYTES = 8 << 20
 _STARTS = 3
+_START_S = 60
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ class _Child:
                 self._process = _spawn()
                 self._late = False
                 self._send(asdict(self._work))
-                self._due = time.monotonic() + self._work.clock_s
+                self._due = time.monotonic() + _START_S
                 self._receive()
             except (OSError, EOFError) as error:
                 reason = self._cause()[1] or str(error)
