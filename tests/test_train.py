@@ -276,6 +276,7 @@ def test_it_learns_the_digits(sets: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_shipped_recipes_load_and_overrides_reach_them() -> None:
+    assert load_recipe("vae", ["preset=128"]).stage[0].preset == "128"
     recipe = load_recipe("digits", ["seen=1000", "train.lr=0.5", "preset=tiny"])
     assert recipe.stage[0].train.seen == 1000
     assert recipe.stage[0].train.lr == 0.5

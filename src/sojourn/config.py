@@ -12,15 +12,17 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from sojourn.card import home
 from sojourn.errors import ConfigError, NotFound
 from sojourn.schema import Part, Strict
 
 T = TypeVar("T", bound=Strict)
+Word = Annotated[str, BeforeValidator(str)]
+"""Text that may look like a number on the command line: `-o preset=128`."""
 
 
 class TrainConfig(Strict):
@@ -72,10 +74,10 @@ class Stage(Strict):
     """One training of one family on one set."""
 
     name: str = Field("model", pattern=r"^[a-z0-9][a-z0-9_-]{0,40}$")
-    data: str = ""
+    data: Word = ""
     """A set: a folder, or the name of one in the home folder or among the starters."""
     family: str
-    preset: str = "tiny"
+    preset: Word = "tiny"
     """Size from the family's presets."""
     model: dict[str, Any] = Field(default_factory=dict)
     """Settings of the family, over the preset."""
