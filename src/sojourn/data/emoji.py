@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -15,14 +16,20 @@ from typing import Any
 
 import numpy as np
 
-from sojourn.data.concepts import HELD_OUT, Captions, Concept, held_out, read_concepts, split
+from sojourn.data.concepts import HELD_OUT, Captions, Concept, forms_zh, held_out, read_concepts, split
 from sojourn.data.dataset import Item, LabelColumn, SetInfo, SetWriter
 from sojourn.data.fxemoji import DRAWS
 from sojourn.data.icons import IconSet, code, draw_bitmap, draw_svg, match
 from sojourn.data.npm import NpmPackage, fetch, members
+from sojourn.data.styles import COLOUR_STYLES
+from sojourn.data.variety import COLOUR_EN, COLOUR_ZH, Thing, make, nouns, shows
 from sojourn.errors import DataError
 from sojourn.schema import Done, Event, Log, Progress, Source
 
+MADE = (10_000, 26_000, 24_000)
+"""Pictures made from the training ones: moved, recoloured, composed; some draws do not do and are left out."""
+MADE_SHARES = {"moved": 0.1, "recoloured": 0.2, "composed": 0.2}
+"""Share of training draws that each kind takes; the drawn pictures keep the rest."""
 BASE_SHARE = 0.5
 """Part of a family's weight that its untoned picture keeps; the variants share the rest."""
 
@@ -105,11 +112,14 @@ class Picture:
     weight: float
 
 
-def build_emoji(to: Path, size: int = 64, cache: Path | None = None) -> Iterator[Event]:
+def build_emoji(
+    to: Path, size: int = 64, cache: Path | None = None, made: tuple[int, int, int] = MADE
+) -> Iterator[Event]:
     """Build the emoji set at `to`: uint8 (size, size, 4) pictures, straight alpha, labels "style" and "concept".
 
     Held-out pictures come first, so that a twin of one under another name can be left out of training.
-    A concept's family (base and skin tones) weighs 1 within a style. Tarballs are kept in `cache`.
+    A concept's family (base and skin tones) weighs 1 within a style. `made` counts the moved, recoloured and composed
+    pictures that are drawn from those in training. Tarballs are kept in `cache`.
     Raises NotFound without npm, DataError when a package cannot be fetched or read.
     """
     words = yield from _read(NAMES, cache, lambda name: name in WORDS)
@@ -137,7 +147,7 @@ def build_emoji(to: Path, size: int = 64, cache: Path | None = None) -> Iterator
         return draw_svg(*sets[picture.style].svg(icons[picture.style][picture.points]), size)
 
     pictures = _pictures(concepts, {style: set(icons.get(style, bitmaps.get(style, {}))) for style in STYLES})
-    yield from _pack(Path(to), size, concepts, pictures, draw)
+    yield from _pack(Path(to), size, concepts, pictures, draw, made)
 
 
 def _read(
@@ -210,7 +220,12 @@ def _pictures(concepts: list[Concept], drawn: Mapping[str, set[str]]) -> list[Pi
 
 
 def _pack(
-    to: Path, size: int, concepts: list[Concept], pictures: list[Picture], draw: Callable[[Picture], np.ndarray]
+    to: Path,
+    size: int,
+    concepts: list[Concept],
+    pictures: list[Picture],
+    draw: Callable[[Picture], np.ndarray],
+    made: tuple[int, int, int],
 ) -> Iterator[Event]:
     styles = list(STYLES)
     sources = [
@@ -232,6 +247,7 @@ def _pack(
     hidden: set[bytes] = set()
     began = shown = time.monotonic()
     dropped = twins = 0
+    things: list[Thing] = []
     with SetWriter(to, info) as writer:
         for done, picture in enumerate(pictures):
             concept, index = concepts[picture.concept], styles.index(picture.style)
@@ -255,9 +271,14 @@ def _pack(
             elif look in hidden:
                 twins += 1
                 continue
+            name, said = f"{picture.hex}/{picture.style}", true_captions(concept, picture, pixels)
+            if split(concept.hex, picture.style) == "train":
+                base = picture.hex == concept.hex and picture.style in COLOUR_STYLES
+                en, zh = nouns(concept, picture.captions) if base else ((), ())
+                things.append(Thing(name, pixels, tuple(said), en, zh, picture.style, picture.weight))
             writer.add(
                 Item(
-                    id=f"{picture.hex}/{picture.style}", data=pixels, captions=picture.captions,
+                    id=name, data=pixels, captions=said,
                     labels=(index, picture.concept), style=picture.style, group=concept.hex,
                     split=split(concept.hex, picture.style), weight=picture.weight, source=index,
                     extra={"hex": picture.hex, "group_name": concept.group, "held_out": held},
@@ -265,8 +286,54 @@ def _pack(
             )  # fmt: skip
             writer.info.sources[index].count += 1
         writer.info.sources[-1].count = len(concepts)
+        yield from _add_made(writer, concepts, things, made)
     count = len(pictures) - dropped - twins
     if twins:
         yield Log(text=f"{twins} pictures left out: pixel for pixel the same as a held-out one of another name")
     yield Progress(done=len(pictures), total=len(pictures), unit="pictures", eta_s=0)
     yield Done(path=str(to), text=f"{count} pictures of {len(concepts)} concepts in {len(styles)} styles")
+
+
+def true_captions(concept: Concept, picture: Picture, pixels: np.ndarray) -> list[str]:
+    """The captions, without those that name a colour which this style's drawing does not have (a pink "red heart")."""
+    named = COLOUR_EN.match(concept.en)
+    if named is None or picture.style not in COLOUR_STYLES or concept.group == "flags":
+        return picture.captions
+    if shows(pixels, named[0].split()[-1]):
+        return picture.captions
+    return [c for c in picture.captions if not COLOUR_EN.search(c) and not COLOUR_ZH.search(c)] or picture.captions
+
+
+def _add_made(
+    writer: SetWriter, concepts: list[Concept], things: list[Thing], counts: tuple[int, int, int]
+) -> Iterator[Event]:
+    """Append the pictures made from those in training, weighted so that each kind takes its share of the draws."""
+    hidden: dict[str, list[str]] = {}
+    for concept in concepts:
+        for name in (concept.en.casefold(), concept.zh, *forms_zh(concept.zh, concept.subgroup)):
+            hidden.setdefault(name, []).append(concept.hex)
+
+    def is_hidden(said: str, style: str) -> bool:
+        name = said.casefold().removeprefix("an ").removeprefix("a ")
+        return any(held_out(points, style) for points in hidden.get(name, ()))
+
+    found = list(make(things, counts, is_hidden))
+    total = sum(thing.weight for thing in things)
+    plain = 1 - sum(MADE_SHARES[kind] for kind in {m.kind for m in found})
+    number = Counter(m.kind for m in found)
+    shown = time.monotonic()
+    for done, item in enumerate(found):
+        if time.monotonic() - shown > 0.5:
+            shown = time.monotonic()
+            yield Progress(done=done, total=len(found), unit="pictures", text="made from others")
+        style = list(STYLES).index(item.things[0].style)
+        weight = total / plain * MADE_SHARES[item.kind] / number[item.kind]
+        writer.add(
+            Item(
+                id=f"{item.kind}-{done}", data=item.pixels, captions=item.captions, labels=(style, -1),
+                style=item.things[0].style, source=style, weight=weight,
+                extra={"made": item.kind, "of": [thing.id for thing in item.things], "held_out": None},
+            )
+        )  # fmt: skip
+    if found:
+        yield Log(text=", ".join(f"{count} pictures {kind}" for kind, count in sorted(number.items())))

@@ -59,6 +59,8 @@ class Row:
     source: int
     weight: float = 1.0
     extra: dict[str, Any] = field(default_factory=dict)
+    twin: str = ""
+    """The same in the other language. The teacher puts the two near each other; the set, in one place."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,8 @@ def build_words(
     to: Path,
     *,
     chinese: int = 60_000,
-    english: int = 45_000,
-    phrases: int = 140_000,
+    english: int = 60_000,
+    phrases: int = 120_000,
     teacher: Teacher | None = None,
     cache: Path | None = None,
 ) -> Iterator[Event]:
@@ -151,7 +153,7 @@ def write(to: Path, rows: Sequence[Row], teacher: Teacher, chunk: int = 2048) ->
     with SetWriter(to, info) as writer:
         for start in range(0, len(rows), chunk):
             part = rows[start : start + chunk]
-            vectors = teacher([row.text for row in part])
+            vectors = targets(part, teacher)
             for offset, (row, vector) in enumerate(zip(part, vectors, strict=True)):
                 writer.add(
                     Item(
@@ -162,6 +164,14 @@ def write(to: Path, rows: Sequence[Row], teacher: Teacher, chunk: int = 2048) ->
             yield Progress(done=start + len(part), total=len(rows), unit="texts")
     yield Artifact(name="words", path=str(to))
     yield Done(path=str(to), text=f"{len(rows)} texts")
+
+
+def targets(rows: Sequence[Row], teacher: Teacher) -> np.ndarray:
+    """The teacher's vectors of the texts, (n, d); of one with a twin, the middle of both, of unit length."""
+    mine, other = teacher([row.text for row in rows]), teacher([row.twin or row.text for row in rows])
+    middle: np.ndarray = mine + other
+    middle /= np.linalg.norm(middle, axis=1, keepdims=True).clip(1e-9)
+    return middle
 
 
 def split_of(row: Row) -> Literal["train", "valid"]:
@@ -175,26 +185,28 @@ def distinct(rows: Sequence[Row]) -> list[Row]:
     """Rows with normal texts, the first of each text, none of them empty."""
     seen: dict[str, Row] = {}
     for row in rows:
-        row.text = normal(row.text)
+        row.text, row.twin = normal(row.text), normal(row.twin)
         if row.text and row.text not in seen:
             seen[row.text] = row
     return list(seen.values())
 
 
 def emoji_rows(locales: dict[str, list[dict[str, Any]]]) -> tuple[list[Row], list[Noun]]:
-    """Names (weight 6), tags (weight 3) and names of skin tones (weight 1) of every emoji, and the bilingual nouns."""
+    """Names (weight 10), tags (weight 3) and names of skin tones (weight 1) of every emoji, and the bilingual nouns."""
     names: list[Row] = []
     tags: list[Row] = []
     skins: list[Row] = []
+    labels = {locale: {emoji["hexcode"]: emoji["label"] for emoji in locales[locale]} for locale in ("en", "zh")}
     for locale, emojis in locales.items():
         for emoji in emojis:
             if "group" not in emoji:
                 continue
             extra = {"emoji": emoji["hexcode"], "language": locale}
-            names.append(Row(emoji["label"], EMOJI, 6.0, extra))
+            twin = labels["zh" if locale == "en" else "en"].get(emoji["hexcode"], "")
+            names.append(Row(emoji["label"], EMOJI, 10.0, extra, twin))
             tags += [Row(tag, EMOJI, 3.0) for tag in emoji.get("tags", ())]
             skins += [Row(skin["label"], EMOJI, 1.0) for skin in emoji.get("skins", ())]
-    chinese = {emoji["hexcode"]: emoji["label"] for emoji in locales["zh"]}
+    chinese = labels["zh"]
     nouns = [
         Noun(normal(emoji["label"]), normal(chinese[emoji["hexcode"]]))
         for emoji in locales["en"]
@@ -217,7 +229,11 @@ def chinese_rows(dictionary: str, count: int) -> list[Row]:
 def english_rows(entries: list[dict[str, Any]], count: int) -> list[Row]:
     """The `count` most frequent words of SUBTLEX, which come sorted; pieces of one letter are left out."""
     words = [str(entry["word"]) for entry in entries if len(str(entry["word"])) > 1]
-    return [Row(word, ENGLISH, rank_weight(rank)) for rank, word in enumerate(words[:count])]
+    return [Row(word, ENGLISH, 2 * rank_weight(rank)) for rank, word in enumerate(words[:count])]
+
+
+PHRASE = 0.5
+"""Weight of a composed phrase: its words are what has to be known."""
 
 
 def rank_weight(rank: int) -> float:
@@ -232,23 +248,28 @@ def composed_rows(nouns: Sequence[Noun], count: int, seed: int = 0) -> list[Row]
     rng = random.Random(seed)
     things = [*nouns, *(Noun(en, zh) for en, zh in COMMON for _ in range(3))]
     templates = [template for template, share in TEMPLATES for _ in range(share)]
-    seen: set[str] = set()
+    seen: dict[str, str] = {thing.en: thing.zh for thing in things} | {thing.zh: thing.en for thing in things}
     for _ in range(count * 2):
-        if len(seen) == count:
+        if len(seen) >= count:
             break
-        seen.add(fill(rng.choice(templates), things, rng))
-    return [Row(text, COMPOSED) for text in sorted(seen)]
+        texts = fill(rng.choice(templates), things, rng)
+        seen |= {texts[0]: texts[-1], texts[-1]: texts[0]}
+    return [Row(text, COMPOSED, PHRASE, twin=seen[text]) for text in sorted(list(seen)[:count])]
 
 
-def fill(template: str, things: Sequence[Noun], rng: random.Random) -> str:
-    """A template with its slots drawn: {n} {m} nouns, {c} {d} colours, {a} adjectives, {s} styles; capitals Chinese."""
+def fill(template: str, things: Sequence[Noun], rng: random.Random) -> list[str]:
+    """A template with its slots drawn: {n} {m} nouns, {c} {d} colours, {a} adjectives, {s} styles; capitals Chinese.
+
+    Two texts, one in each language, where the template has two halves apart by a bar.
+    """
     n, m = rng.choice(things), rng.choice(things)
     c, d = rng.choice(COLOURS), rng.choice(COLOURS)
     a, s, q = rng.choice(ADJECTIVES), rng.choice(STYLES), rng.choice(MEASURES)
-    return template.format(
+    text = template.format(
         n=n.en, m=m.en, c=c[0], d=d[0], a=a[0], s=s[0],
         N=n.zh, M=m.zh, C=rng.choice(c[1:]), D=rng.choice(d[1:]), A=a[1], S=s[1], Q=q,
     )  # fmt: skip
+    return text.split("|")
 
 
 THINGS = frozenset({0, 1, 3, 4, 5, 6, 7})
@@ -300,17 +321,18 @@ COMMON = (
     ("hand", "手"), ("eye", "眼睛"), ("gift", "礼物"), ("flag", "旗"), ("city", "城市"), ("bridge", "桥"),
 )  # fmt: skip
 
-# (template, share)
+# (template, share); both languages where they say the same
 TEMPLATES = (
-    ("a {n}", 3), ("the {n}", 1), ("{c} {n}", 5), ("a {c} {n}", 5), ("{a} {n}", 4), ("a {a} {n}", 3),
-    ("a {a} {c} {n}", 3), ("{n} and {m}", 3), ("a {n} and a {m}", 3), ("a {n} with a {m}", 2), ("{n} with {m}", 1),
-    ("a {n} on a {m}", 2), ("a {n} in a {m}", 1), ("{n} {m}", 3), ("a {c} {n} and a {d} {m}", 3),
-    ("a {n} holding a {m}", 1), ("a {n} wearing a {m}", 1), ("{s} {n}", 2), ("{n} in {s} style", 1),
-    ("a picture of a {n}", 1), ("an icon of a {c} {n}", 1), ("{n} emoji", 1), ("draw a {a} {n}", 1),
-    ("{n}, {m}", 1), ("{n}, {c}", 1),
-    ("{Q}{N}", 3), ("{C}{N}", 5), ("{C}的{N}", 6), ("{A}{N}", 5), ("{Q}{A}{N}", 3), ("{Q}{C}的{N}", 4),
-    ("{A}{C}{N}", 3), ("{N}和{M}", 4), ("{Q}{N}和{Q}{M}", 1), ("{C}的{N}和{D}的{M}", 3), ("{N}在{M}上", 2),
-    ("{N}在{M}里", 1), ("拿着{M}的{N}", 1), ("戴着{M}的{N}", 1), ("{N}的{M}", 3), ("{N}{M}", 2), ("{S}风格的{N}", 1),
-    ("{S}{N}", 1), ("画{Q}{N}", 1), ("{N}图标", 1), ("{N}表情", 1), ("{C}，{N}", 1), ("{N}，{M}", 1),
+    ("{c} {n}|{C}{N}", 6), ("a {c} {n}|{C}的{N}", 10), ("a {n}|{Q}{N}", 4), ("a {c} {n}|{Q}{C}的{N}", 4),
+    ("{a} {n}|{A}{N}", 5), ("a {a} {n}|{Q}{A}{N}", 4), ("a {a} {c} {n}|{A}{C}{N}", 3),
+    ("{n} and {m}|{N}和{M}", 4), ("a {n} and a {m}|{Q}{N}和{Q}{M}", 3),
+    ("a {c} {n} and a {d} {m}|{C}的{N}和{D}的{M}", 6),
+    ("a {n} on a {m}|{N}在{M}上", 2), ("a {n} in a {m}|{N}在{M}里", 1), ("a {n} above a {m}|{N}在{M}上面", 2),
+    ("a {n} below a {m}|{N}在{M}下面", 2), ("a {n} to the left of a {m}|{N}在{M}左边", 2),
+    ("a {n} to the right of a {m}|{N}在{M}右边", 2), ("a {n} next to a {m}|{N}在{M}旁边", 2),
+    ("a {n} holding a {m}|拿着{M}的{N}", 1), ("a {n} wearing a {m}|戴着{M}的{N}", 1),
+    ("{s} {n}|{S}{N}", 1), ("{n} in {s} style|{S}风格的{N}", 1), ("an icon of a {c} {n}|{C}{N}图标", 1),
+    ("{n} emoji|{N}表情", 1), ("draw a {a} {n}|画{Q}{A}{N}", 1), ("{n}, {m}|{N}，{M}", 1), ("{n}, {c}|{N}，{C}", 1),
+    ("the {n}", 1), ("a {n} with a {m}", 2), ("{n} {m}", 2), ("a picture of a {n}", 1), ("{N}的{M}", 2), ("{N}{M}", 2),
     ("{c} {N}", 1), ("{C} {n}", 1), ("a {N}", 1), ("{Q}{n}", 1), ("{n}和{M}", 1), ("{C}的{n}", 1), ("{a} {N}", 1),
 )  # fmt: skip

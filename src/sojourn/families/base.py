@@ -54,6 +54,8 @@ class Family(nn.Module):
     """Kinds of DataSpec it is made for."""
     splittable: ClassVar[bool] = True
     """False when a loss needs its whole batch (minibatch statistics): the loop then refuses micro-batches."""
+    bf16: ClassVar[bool] = False
+    """Whether its losses hold with products in bf16; gradient penalties do not."""
     averaged: ClassVar[tuple[str, ...]] = ()
     """Children whose moving average is what the package holds. () = all of the first phase's nets."""
     score: ClassVar[str] = "held_out/loss"

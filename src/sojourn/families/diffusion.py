@@ -114,6 +114,7 @@ class Diffusion(Family):
     can: ClassVar[frozenset[str]] = frozenset({"sample"})
     kinds: ClassVar[frozenset[str]] = frozenset({"image", "latent", "mel", "vector"})
     guides: ClassVar[frozenset[str]] = frozenset({"denoise", "energy"})
+    bf16: ClassVar[bool] = True
 
     config: DiffusionConfig
     path: Path

@@ -87,6 +87,7 @@ class TextTower(Family):
     Config = TowerConfig
     kinds: ClassVar[frozenset[str]] = frozenset({"text"})
     can: ClassVar[frozenset[str]] = frozenset({"embed"})
+    bf16: ClassVar[bool] = True
 
     def __init__(self, config: TowerConfig, spec: DataSpec) -> None:
         super().__init__(config, spec)

@@ -51,7 +51,7 @@ class Encoder(nn.Module):
             x = x + self.cond(cond, x.shape[0])[0][:, :, None, None]
         for layer in self.layers[1:]:
             x = layer(x)
-        mean, logvar = x.chunk(2, dim=1)
+        mean, logvar = x.float().chunk(2, dim=1)
         return mean, logvar.clamp(-20, 10)
 
 
@@ -176,6 +176,7 @@ class VAE(Family):
 
     can: ClassVar[frozenset[str]] = frozenset({"sample", "encode", "decode"})
     guides: ClassVar[frozenset[str]] = frozenset({"energy"})
+    bf16: ClassVar[bool] = True
 
     def __init__(self, config: Config, spec: DataSpec) -> None:
         super().__init__(config, spec)

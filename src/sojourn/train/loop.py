@@ -22,7 +22,7 @@ from sojourn import package as packages
 from sojourn import safefile
 from sojourn.config import TrainConfig
 from sojourn.data.dataset import PackedSet
-from sojourn.errors import OutOfRoom, TrainingFailed
+from sojourn.errors import ConfigError, OutOfRoom, TrainingFailed
 from sojourn.families.base import Family, Phase
 from sojourn.package import Package
 from sojourn.schema import Artifact, Done, Event, Log, Measured, Metric, Preview, Progress
@@ -55,6 +55,8 @@ def train(package: Package, data: PackedSet, config: TrainConfig, folder: Path) 
     """
     if config.threads:
         torch.set_num_threads(config.threads)
+    if config.precision == "bf16" and not package.family.bf16:
+        raise ConfigError("precision bf16 does not hold for {family}; use fp32", family=package.card.family)
     run = Run(package, data, config, folder)
     if (folder / "package" / "card.json").is_file() and (folder / "done").is_file():
         yield Done(path=str(folder / "package"), text="already trained")
@@ -265,7 +267,8 @@ class Run:
         for number, first in enumerate(range(0, len(batch), self.micro)):
             chunk = batch[first : first + self.micro]
             torch.manual_seed(_seed(self.config.seed, RANK, self.seen, phase.name, index, repeat, number))
-            loss = self.family.loss(phase.name, chunk, self.seen)
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bf16"):
+                loss = self.family.loss(phase.name, chunk, self.seen)
             share = chunk.weight * loss.units  # (m,)
             bad = ~torch.isfinite(loss.value) & (chunk.weight > 0)
             if bad.any():
