@@ -46,7 +46,7 @@ $(VENV)/.base: pyproject.toml $(VENV)/.torch
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.torch
-	$(PIP) --editable ".[data,log,dev]"
+	$(PIP) --editable ".[data,log,metrics,dev]"
 	@touch $(VENV)/.base $@
 
 clean:

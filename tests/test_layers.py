@@ -20,6 +20,7 @@ LAYERS = [
     {"families"},
     {"package"},
     {"train", "engine"},
+    {"measure"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

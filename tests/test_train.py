@@ -48,6 +48,37 @@ def test_closed_and_resumed_is_uninterrupted(name: str, sets: dict[str, Path], t
     assert finish(recipe, tmp_path / "parts") == whole
 
 
+@pytest.mark.parametrize("name", ["flow", "vae", "lm"])
+def test_products_in_bf16_learn_the_same_and_resume_exactly(name: str, sets: dict[str, Path], tmp_path: Path) -> None:
+    recipe = recipe_for(name, sets, precision="bf16", optimizer="muon", seen=1024)
+    whole = finish(recipe, tmp_path / "whole")
+    events = run_recipe(recipe, tmp_path / "parts")
+    for i, _ in enumerate(events):
+        if i == 4:
+            break
+    events.close()
+    assert finish(recipe, tmp_path / "parts") == whole
+    plain = recipe_for(name, sets, optimizer="muon", seen=1024)
+    assert finish(plain, tmp_path / "plain") != whole
+    losses = [
+        json.loads((tmp_path / folder / "model" / "stats.jsonl").read_text().splitlines()[-1])["held_out/loss"]
+        for folder in ("whole", "plain")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+def test_bf16_is_refused_where_a_loss_does_not_hold(sets: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="bf16 does not hold for dcgan"):
+        finish(recipe_for("dcgan", sets, precision="bf16"), tmp_path)
+
+
+def test_a_judge_may_train_on_what_is_held_out(digits: Path) -> None:
+    data = PackedSet(digits)
+    drawn = {int(row) for k in range(60) for row in data.draw(0, k, 60, "all")}
+    assert drawn == set(range(len(data)))
+    assert not set(data.indices("valid").tolist()) & {int(row) for k in range(60) for row in data.draw(0, k, 60)}
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_killed_and_resumed_is_uninterrupted(name: str, sets: dict[str, Path], tmp_path: Path) -> None:
     """kill -9 at random times; the last run goes to the end. `SOJOURN_KILLS` sets how many (20 in the long form)."""

@@ -197,7 +197,7 @@ class Memory:
     training that was killed goes on with the same bytes.
     """
 
-    def __init__(self, family: Any, codec: Any, length: int, most: int = 50_000) -> None:
+    def __init__(self, family: Any, codec: Any, length: int, most: int = 400_000) -> None:
         self.family, self.codec, self.length, self.most = family, codec, length, most
         with torch.no_grad():
             pooled, feats = family.embed(codec.encode(torch.tensor([codec.pack("").tolist()])), torch.tensor([2]))

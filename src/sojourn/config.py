@@ -62,6 +62,8 @@ class TrainConfig(Strict):
     """Samples on the sheet of a snapshot. 0 = none."""
     held_out: int = Field(512, ge=0, le=100_000)
     """Rows of the valid split that the held-out metric uses at most. 0 = no metric."""
+    split: Literal["train", "all"] = "train"
+    """Rows to train on. all: the held-out ones too, for a judge, which must know what a generator may not."""
     cache: bool = False
     """Encode the whole set once and keep it on disk. For codecs that cost more than reading."""
     precision: Literal["fp32", "bf16"] = "fp32"

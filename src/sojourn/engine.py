@@ -269,7 +269,14 @@ class Model:
             out.append(Picture(picture, request.seeds[row], recipe))
         return Pictures(tuple(out))
 
-    def sample(self, prompts: Sequence[Prompt], seed: int, batch: int = ROWS_MAX, start: int = 0) -> Iterator[Picture]:
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        seed: int,
+        batch: int = ROWS_MAX,
+        start: int = 0,
+        options: Mapping[str, Any] | None = None,
+    ) -> Iterator[Picture]:
         """One picture per prompt from number `start`, in walks of `batch` rows; picture i has seed + i.
 
         Parameters of the prompts are not read. The last walk is filled up with its own first row, so that every
@@ -283,7 +290,7 @@ class Model:
                 chunk += chunk[:1] * (batch - real)
                 seeds += seeds[:1] * (batch - real)
             rows = [p.model_copy(update={"n": 1, "seed": s}) for p, s in zip(chunk, seeds, strict=True)]
-            request = Request(rows, seeds)
+            request = Request(rows, seeds, dict(options or {}))
             for last in self.walk(request):  # noqa: B007
                 pass
             yield from self.results(request, last).items[:real]

@@ -22,6 +22,7 @@ VERBS = {
     "train": ("train:train", "Train a recipe; the same command again goes on where it stopped."),
     "prepare": ("data:prepare", "Make a training set from a folder, a zip or a table."),
     "starter": ("data:starter", "Build one of the starter sets."),
+    "evaluate": ("evaluate:evaluate", "Measure packages against a set, or two folders of pictures."),
     "models": ("models:models", "List, show, verify, export and import packages."),
     "families": ("models:families", "The kinds of model there are."),
     "recipes": ("models:recipes", "The trainings that ship with Sojourn."),

@@ -201,7 +201,9 @@ class PackedSet:
 
     @lru_cache(maxsize=8)  # noqa: B019 - a set lives as long as its process
     def indices(self, split: str = "train") -> np.ndarray:
-        """Row numbers of a split, in order."""
+        """Row numbers of a split, or of "all", in order."""
+        if split == "all":
+            return np.arange(len(self))
         return np.flatnonzero(self.split == SPLITS.index(split))
 
     def order(self, seed: int, epoch: int, split: str = "train") -> np.ndarray:
@@ -211,7 +213,7 @@ class PackedSet:
             rows = self.indices(split)
             if len(rows) == 0:
                 raise DataError('data set "{name}" has no rows in split "{split}"', name=self.info.name, split=split)
-            rng = np.random.default_rng([seed, epoch, SPLITS.index(split)])
+            rng = np.random.default_rng([seed, epoch, (*SPLITS, "all").index(split)])
             share = self.weight[rows].astype(np.float64)
             ticks = (np.arange(len(rows)) + rng.random()) / len(rows)
             edges = np.cumsum(share / share.sum())

@@ -49,7 +49,7 @@ class Family(nn.Module):
     Config: ClassVar[type[BaseConfig]] = BaseConfig
     Options: ClassVar[type[BaseOptions]] = BaseOptions
     can: ClassVar[frozenset[str]] = frozenset({"sample"})
-    """Of "sample", "encode", "decode", "embed"."""
+    """Of "sample", "encode", "decode", "embed", "classify"."""
     kinds: ClassVar[frozenset[str]] = frozenset({"image"})
     """Kinds of DataSpec it is made for."""
     splittable: ClassVar[bool] = True
@@ -96,6 +96,10 @@ class Family(nn.Module):
     def embed(self, x: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (b, n), real lengths (b,) to (pooled (b, d), features (b, n, d)). Only if "embed" in can."""
         raise Unsupported("this family cannot embed; it can {can}", can=", ".join(sorted(self.can)))
+
+    def classify(self, x: Tensor) -> list[Tensor]:
+        """Model space to logits, (b, classes) for each label column. Only if "classify" in can."""
+        raise Unsupported("this family cannot classify; it can {can}", can=", ".join(sorted(self.can)))
 
     def check_guides(self, guides: Sequence[Guide]) -> None:
         """Raise Unsupported for the first guide that has no form this family can use."""

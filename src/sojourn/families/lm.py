@@ -92,6 +92,7 @@ class LM(Family):
     Options = LMOptions
     kinds = frozenset({"text"})
     guides = frozenset({"logits", "energy"})
+    bf16 = True
 
     def __init__(self, config: LMConfig, spec: DataSpec) -> None:
         super().__init__(config, spec)

@@ -214,7 +214,7 @@ class Run:
             if not due or (phase.stop is not None and self.seen >= phase.stop):
                 continue
             for repeat in range(phase.repeat):
-                batch = self.feed.batch(self.k, self.config.batch_size)
+                batch = self.feed.batch(self.k, self.config.batch_size, self.config.split)
                 self.k += 1
                 self.update(phase, index, repeat, batch)
                 if index == 0:

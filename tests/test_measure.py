@@ -1,0 +1,295 @@
+"""Scores against independent implementations, and what `evaluate` says of packages and folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL
+from PIL import Image
+from torch import Tensor, nn
+
+from sojourn import package as packages
+from sojourn.cli.main import run
+from sojourn.config import Recipe, Stage, TrainConfig
+from sojourn.data.dataset import PackedSet
+from sojourn.engine import Model
+from sojourn.errors import InvalidInput, NotFound, Unsupported
+from sojourn.measure import report, scores
+from sojourn.measure.evaluate import Bench, Findings, compare, evaluate
+from sojourn.measure.features import EffLite0, Scripted, load_features, perceptual
+from sojourn.schema import Log, Part
+from sojourn.train.build import run_recipe
+
+rng = np.random.default_rng(0)
+A = rng.normal(size=(300, 16))
+B = rng.normal(size=(260, 16)) * rng.uniform(0.5, 1.5, 16) + 0.3
+
+
+class Passing(nn.Module):
+    """Gives what it is given: torchmetrics then scores the vectors themselves."""
+
+    num_features = 16
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def theirs(name: str, **options: object) -> float:
+    from torchmetrics.image import fid, kid
+
+    cls = {"fid": fid.FrechetInceptionDistance, "kid": kid.KernelInceptionDistance}[name]
+    metric = cls(feature=Passing(), **options)
+    metric.update(torch.from_numpy(A).float(), real=True)
+    metric.update(torch.from_numpy(B).float(), real=False)
+    found = metric.compute()
+    return float(found[0] if isinstance(found, tuple) else found)
+
+
+def test_frechet_is_that_of_torchmetrics() -> None:
+    assert scores.frechet(A, B) == pytest.approx(theirs("fid", normalize=True), rel=1e-3)
+    assert scores.frechet(A, A) == pytest.approx(0, abs=1e-9)
+
+
+def test_kid_is_that_of_torchmetrics_and_of_the_sum_written_out() -> None:
+    equal = B[rng.integers(len(B), size=len(A))]  # their estimate takes equal counts
+    d = A.shape[1]
+    total = 0.0
+    n, m = 12, 9
+    for i in range(n):
+        total += sum((A[i] @ A[j] / d + 1) ** 3 for j in range(n) if j != i) / (n * (n - 1))
+    for i in range(m):
+        total += sum((B[i] @ B[j] / d + 1) ** 3 for j in range(m) if j != i) / (m * (m - 1))
+    total -= 2 * sum((x @ y / d + 1) ** 3 for x in A[:n] for y in B[:m]) / (n * m)
+    assert scores.kid(A[:n], B[:m]) == pytest.approx(total, rel=1e-9)
+    from torchmetrics.image.kid import poly_mmd
+
+    wanted = float(poly_mmd(torch.from_numpy(A), torch.from_numpy(equal)))
+    assert scores.kid(A, equal) == pytest.approx(wanted, rel=1e-3)
+
+
+def test_kid_of_one_distribution_is_about_zero_and_its_interval_holds_it() -> None:
+    draws = [rng.normal(size=(2, 200, 16)) for _ in range(40)]
+    values = [scores.kid(x, y) for x, y in draws]
+    assert abs(np.mean(values)) < 3 * np.std(values) / 40**0.5
+    held = sum(low <= 0 <= high for low, high in (scores.kid_interval(x, y, 100, 40) for x, y in draws))
+    assert held >= 32
+
+
+def test_precision_and_recall_are_those_of_the_definition() -> None:
+    real, fake = A[:60], B[:50]
+
+    def inside(x: np.ndarray, centres: np.ndarray) -> bool:
+        for i, centre in enumerate(centres):
+            others = sorted(np.linalg.norm(centres[j] - centre) for j in range(len(centres)) if j != i)
+            if np.linalg.norm(x - centre) <= others[2]:
+                return True
+        return False
+
+    precision, recall = scores.precision_recall(real, fake)
+    assert precision == pytest.approx(np.mean([inside(x, real) for x in fake]))
+    assert recall == pytest.approx(np.mean([inside(x, fake) for x in real]))
+
+
+def test_diversity_and_copies() -> None:
+    group = A[:5]
+    wanted = np.mean([np.linalg.norm(group[i] - group[j]) for i in range(5) for j in range(i)])
+    assert scores.diversity(np.stack([group, group * 0]))[:] == pytest.approx([wanted, 0])
+    copies = np.concatenate([A[:10] + 1e-6, rng.normal(size=(40, 16)) + 2])
+    near, bar = scores.near_copies(copies, A, rng.normal(size=(200, 16)))
+    assert near[:10].all()
+    assert not near[10:].any()
+    assert bar > 0.1
+
+
+def test_an_interval_holds_the_truth_about_as_often_as_it_says() -> None:
+    held = 0
+    for i in range(60):
+        low, high = scores.interval(np.random.default_rng(i).normal(size=80), np.mean, seed=i)
+        held += low <= 0 <= high
+    assert 50 <= held <= 60
+
+
+# Features
+
+
+def scripted(folder: Path) -> Path:
+    """A TorchScript file whose features are the pixels."""
+    net = torch.jit.trace(nn.Flatten(), torch.zeros(2, 3, 8, 8))  # type: ignore[no-untyped-call]
+    net.save(str(folder / "mine.pt"))
+    return folder / "mine.pt"
+
+
+@pytest.fixture(scope="module")
+def features() -> EffLite0:
+    return EffLite0(side=64)
+
+
+def pictures(count: int, seed: int = 0) -> Tensor:
+    """Discs of two colours on white, (count, 3, 32, 32)."""
+    generator = np.random.default_rng(seed)
+    y, x = np.mgrid[:32, :32]
+    out = np.ones((count, 3, 32, 32), np.float32)
+    for i in range(count):
+        cx, cy, r = (*generator.integers(10, 22, 2).tolist(), generator.integers(5, 10))
+        out[i][:, (x - cx) ** 2 + (y - cy) ** 2 < r * r] = generator.uniform(-1, 1, (3, 1))
+    return torch.from_numpy(out)
+
+
+def test_perceptual_distance_grows_with_damage(features: EffLite0) -> None:
+    x = pictures(8)
+    noisy = [x + level * torch.randn(x.shape, generator=torch.Generator().manual_seed(0)) for level in (0, 0.05, 0.3)]
+    same, little, much = (perceptual(features, x, y).mean().item() for y in noisy)
+    assert same == 0
+    assert 0 < little < much
+
+
+def test_features_know_a_grey_picture_and_one_of_another_size(features: EffLite0) -> None:
+    x = pictures(2)
+    assert features(x).shape == (2, 1280)
+    assert features(x[:, :1]).shape == (2, 1280)
+    assert torch.isfinite(features(torch.nn.functional.interpolate(x, scale_factor=5))).all()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_features_of_a_file(tmp_path: Path) -> None:
+    mine = load_features(str(scripted(tmp_path)))
+    assert isinstance(mine, Scripted)
+    assert mine.name == "mine"
+    assert mine(torch.ones(2, 3, 8, 8)).shape == (2, 192)
+    with pytest.raises(NotFound, match="no features at"):
+        load_features(str(tmp_path / "none.pt"))
+    (tmp_path / "bad.pt").write_bytes(b"not a script")
+    with pytest.raises(Unsupported, match="cannot read"):
+        load_features(str(tmp_path / "bad.pt"))
+
+
+# Evaluate
+
+
+class Cheap:
+    """Pixels as features: what is tested is not how good they are."""
+
+    name = identity = "Cheap"
+
+    def __call__(self, pictures: Tensor) -> Tensor:
+        return pictures[:, 0].flatten(1)
+
+
+@pytest.fixture(scope="module")
+def bench(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    folder = tmp_path_factory.mktemp("bench")
+    train = TrainConfig(**{**SMALL, "seen": 12_000, "lr": 5e-3, "snapshot": 12_000, "ema": 500, "split": "all"})
+    stage = Stage(data=str(digits), family="judge", conditioner=Part(id="labels"), train=train)
+    for _ in run_recipe(Recipe(name="judge", stage=[stage]), folder / "run"):
+        pass
+    judge = packages.load(folder / "run" / "model" / "package")
+    return Bench(PackedSet(digits), Cheap(), judge, 160, cache=folder / "cache")
+
+
+@pytest.fixture(scope="module")
+def model(packages_folder: Path) -> Model:
+    return Model(packages.load(packages_folder / "flow"))
+
+
+def measured(events: object) -> tuple[Findings, list[str]]:
+    found, said = None, []
+    for event in events:  # type: ignore[attr-defined]
+        if isinstance(event, Findings):
+            found = event
+        elif isinstance(event, Log):
+            said.append(event.text)
+    assert found is not None
+    return found, said
+
+
+def test_a_package_is_measured_and_measured_again_the_same(model: Model, bench: Bench, tmp_path: Path) -> None:
+    found, said = measured(evaluate([model], bench))
+    values = {metric.name: metric.value for metric in found.metrics}
+    assert values["seen/R@1-real"] > 0.9
+    assert values["seen/R@1"] > 0.2, "twice the chance of ten"
+    assert {"held-out/R@1", "seen/KID-Cheap", "held-out/near-copies-Cheap", "pictures/s"} <= set(values)
+    assert not any("FD" in name for name in values), "160 pictures are too few for FD"
+    again, _ = measured(evaluate([model], bench))
+    same = {metric.name: metric.value for metric in again.metrics}
+    assert {k: v for k, v in same.items() if k != "pictures/s"} == {
+        k: v for k, v in values.items() if k != "pictures/s"
+    }
+    path = report.write([found, again], tmp_path, "flow / digits")
+    page = path.read_text()
+    assert page.count("data:image/png;base64,") == 4
+    assert "R@1-real" in page
+    assert "http" not in page, "the page needs nothing from outside"
+    rows = json.loads((tmp_path / "report.json").read_text())
+    assert rows[0]["metrics"] == [m.model_dump(mode="json") for m in found.metrics]
+    assert said == []
+
+
+def test_noise_scores_worse_than_the_model_and_the_real_pictures_best(model: Model, bench: Bench) -> None:
+    class Noisy(Model):
+        def decode(self, x: Tensor) -> list[Image.Image]:
+            return super().decode(torch.randn(x.shape, generator=torch.Generator().manual_seed(0)))
+
+    good, _ = measured(evaluate([model], bench))
+    bad, _ = measured(evaluate([Noisy(model.package)], bench))
+    for name, better in (("seen/KID-Cheap", -1), ("seen/R@1", 1)):
+        one, two = (next(m.value for m in f.metrics if m.name == name) for f in (good, bad))
+        assert better * (one - two) > 0, name
+
+
+def test_without_a_judge_it_says_so_and_goes_on(model: Model, bench: Bench) -> None:
+    found, said = measured(evaluate([model], Bench(bench.data, bench.features, None, 100, cache=bench.cache)))
+    assert any("no judge" in text for text in said)
+    assert not any("R@1" in metric.name for metric in found.metrics)
+    few, said = measured(evaluate([model], Bench(bench.data, bench.features, None, 20, cache=bench.cache)))
+    assert any("it needs 100" in text for text in said)
+    assert not any("seen/KID" in metric.name for metric in few.metrics)
+
+
+def test_what_is_no_judge_is_refused(model: Model, bench: Bench) -> None:
+    with pytest.raises(InvalidInput, match="is no judge"):
+        list(evaluate([model], Bench(bench.data, bench.features, model.package, 20)))
+
+
+def test_two_folders_are_compared(features: EffLite0, tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 1), ("c", 2)):
+        (tmp_path / name).mkdir()
+        for i, x in enumerate(pictures(120, seed)):
+            array = ((x.permute(1, 2, 0).numpy() + 1) * 127.5).astype(np.uint8)
+            if name == "c":
+                array = array // 4
+            Image.fromarray(array).save(tmp_path / name / f"{i}.png")
+    alike, said = measured(compare([tmp_path / "a", tmp_path / "b"], features))
+    apart, _ = measured(compare([tmp_path / "a", tmp_path / "c"], features))
+    assert [metric.name for metric in alike.metrics] == ["KID-EffLite0"]
+    assert apart.metrics[0].low is not None
+    assert apart.metrics[0].low > alike.metrics[0].value
+    assert sum("is left out: 120 pictures" in text for text in said) == 2
+    (tmp_path / "none").mkdir()
+    with pytest.raises(InvalidInput, match="no pictures in"):
+        list(compare([tmp_path / "a", tmp_path / "none"], features))
+    Image.new("RGB", (9, 9)).save(tmp_path / "b" / "odd.png")
+    with pytest.raises(InvalidInput, match="of another size"):
+        list(compare([tmp_path / "a", tmp_path / "b"], features))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_the_command_prints_a_table_and_writes_the_report(
+    packages_folder: Path,
+    digits: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SOJOURN_CACHE", str(tmp_path / "cache"))
+    args = ["evaluate", str(packages_folder / "flow"), "--data", str(digits), "-n", "16", "--out", str(tmp_path / "r")]
+    args += ["--features", str(scripted(tmp_path))]
+    assert run(args) == 0
+    out = capsys.readouterr()
+    assert "pictures/s" in out.out
+    assert (tmp_path / "r" / "report.html").is_file()
+    assert run(["evaluate", str(packages_folder / "flow")]) == 2
+    assert "name the set" in capsys.readouterr().err
