@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from sojourn.errors import ConfigError, DataError
 from sojourn.families.base import BaseConfig, Family, Phase
-from sojourn.nets.blocks import Attention, SwiGLU
+from sojourn.nets.blocks import Attention, RMSNorm, SwiGLU
 from sojourn.registry import register
 from sojourn.types import Batch, DataSpec, Loss
 
@@ -42,9 +42,9 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__()
-        self.norm1 = nn.RMSNorm(width)
+        self.norm1 = RMSNorm(width)
         self.attention = Attention(width, heads)
-        self.norm2 = nn.RMSNorm(width)
+        self.norm2 = RMSNorm(width)
         self.mlp = SwiGLU(width, hidden)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class Encoder(nn.Module):
         self.table = nn.Embedding(vocab, config.width)
         self.place = nn.Parameter(torch.empty(length, config.width))
         self.blocks = nn.ModuleList(Block(config.width, config.heads, config.hidden) for _ in range(config.depth))
-        self.norm = nn.RMSNorm(config.width, elementwise_affine=False)
+        self.norm = RMSNorm(config.width, elementwise_affine=False)
         # Small, so that what a rare token learns in its few updates outweighs where it started.
         nn.init.normal_(self.table.weight, std=0.1)
         nn.init.normal_(self.place, std=0.02)

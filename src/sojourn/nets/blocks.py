@@ -67,6 +67,14 @@ class CondEmbed(nn.Module):
         return next((p.device for p in self.parameters()), torch.device("cpu"))
 
 
+class RMSNorm(nn.RMSNorm):
+    """torch's, with its weight in the type of what comes in: mixed types miss the fused kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight if self.weight is None else self.weight.to(x.dtype)
+        return F.rms_norm(x, self.normalized_shape, weight, self.eps)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with RMS-normed queries and keys (Dehghani et al. 2023, sec. 2).
 
@@ -78,8 +86,8 @@ class Attention(nn.Module):
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
-        self.norm_q = nn.RMSNorm(dim // heads)
-        self.norm_k = nn.RMSNorm(dim // heads)
+        self.norm_q = RMSNorm(dim // heads)
+        self.norm_k = RMSNorm(dim // heads)
 
     def forward(
         self,
@@ -90,17 +98,12 @@ class Attention(nn.Module):
     ) -> Tensor:
         b, n, d = x.shape
         qkv = self.qkv(x).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)  # (3, b, h, n, k)
-        q, k, v = self._normed(qkv[0], self.norm_q), self._normed(qkv[1], self.norm_k), qkv[2]
+        q, k, v = self.norm_q(qkv[0]), self.norm_k(qkv[1]), qkv[2]
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
         bias = None if mask is None else mask[:, None, None, :]  # (b, 1, 1, n)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal)
         return self.out(x.transpose(1, 2).reshape(b, n, d))
-
-    @staticmethod
-    def _normed(x: Tensor, norm: nn.RMSNorm) -> Tensor:
-        """The norm in x's own type: mixed types miss the fused kernel."""
-        return F.rms_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.eps)
 
 
 def rotary(positions: Tensor, dim: int, base: float = 1e4) -> tuple[Tensor, Tensor]:

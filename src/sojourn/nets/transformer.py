@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sojourn.nets.blocks import CondEmbed, SwiGLU, rotary, rotate
+from sojourn.nets.blocks import CondEmbed, RMSNorm, SwiGLU, rotary, rotate
 from sojourn.types import Cond, DataSpec
 
 EPS = 1e-6
@@ -34,8 +34,8 @@ class CausalAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.norm_q = nn.RMSNorm(width // heads, eps=EPS)
-        self.norm_k = nn.RMSNorm(width // heads, eps=EPS)
+        self.norm_q = RMSNorm(width // heads, eps=EPS)
+        self.norm_k = RMSNorm(width // heads, eps=EPS)
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(
@@ -59,9 +59,9 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.norm1 = nn.RMSNorm(width, eps=EPS)
+        self.norm1 = RMSNorm(width, eps=EPS)
         self.attention = CausalAttention(width, heads)
-        self.norm2 = nn.RMSNorm(width, eps=EPS)
+        self.norm2 = RMSNorm(width, eps=EPS)
         self.mlp = SwiGLU(width, hidden)
         self.dropout = nn.Dropout(dropout)
 
@@ -82,7 +82,7 @@ class CausalLM(nn.Module):
         self.cond = CondEmbed(replace(spec, text_dim=0), width) if spec.labels or spec.pooled_dim else None
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(Block(width, heads, hidden, dropout) for _ in range(depth))
-        self.norm = nn.RMSNorm(width, eps=EPS)
+        self.norm = RMSNorm(width, eps=EPS)
         for name, weight in self.named_parameters():
             if weight.ndim == 2:
                 # What ends a branch is damped by the number of branches (Radford et al. 2019, sec. 2.3).
