@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import resource
 import tarfile
 from collections import defaultdict
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from sojourn.data.dataset import PackedSet
 from sojourn.data.icons import IconSet, draw_bitmap, draw_svg, match
 from sojourn.data.npm import NpmPackage, fetch, members
 from sojourn.data.styles import COLOUR_STYLES, STYLES, find_style
-from sojourn.errors import DataError, InvalidInput, NotFound
+from sojourn.errors import DataError, InvalidInput, NotFound, OutOfRoom
 from sojourn.schema import Event
 
 REAL = Path(os.environ.get("SOJOURN_CACHE") or Path.home() / ".cache" / "sojourn") / "data" / "emoji"
@@ -223,6 +224,20 @@ def test_a_family_weighs_one_in_each_style(tiny: PackedSet) -> None:
         if row["hex"] != row["group"]:
             assert tiny.weight[i] == pytest.approx(0.25)
     assert set(np.round(list(families.values()), 5)) == {1.0}
+
+
+@pytest.mark.parametrize("room", [100, 20_000, 125_000])
+def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, room: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        with pytest.raises(OutOfRoom, match="MB are free"):
+            run(starter.build("digits", tmp_path / "digits"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+    run(starter.build("digits", tmp_path / "digits"))
+    assert len(PackedSet(tmp_path / "digits")) == 1797
 
 
 def test_a_set_can_be_built_again_over_itself(tiny: PackedSet, cache: Path) -> None:

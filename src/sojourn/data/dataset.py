@@ -14,10 +14,12 @@ Knows nothing about nets, conditioners or where the files came from.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -29,10 +31,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from sojourn import safefile
 from sojourn.errors import DataError, NotFound
 from sojourn.schema import Prompt, Source, Strict
 
 SPLITS = ("train", "valid", "test")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a full disk says."""
 
 
 class LabelColumn(Strict):
@@ -132,11 +137,22 @@ class SetWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._data.close()
-        self._rows.close()
-        if kind is not None:
-            shutil.rmtree(self.part, ignore_errors=True)
-            return
+        try:
+            with safefile.writing(self.part):
+                if isinstance(error, OSError) and error.errno in FULL:
+                    raise error
+                if kind is None:
+                    self._data.close()
+                    self._rows.close()
+                    self._finish()
+        finally:
+            for file in (self._data, self._rows):
+                with suppress(OSError):
+                    file.close()
+            shutil.rmtree(self.part, ignore_errors=True)  # gone already when all went well
+
+    def _finish(self) -> None:
+        """Write what belongs beside the rows, and move the whole to its place."""
         count = len(self._splits)
         np.save(self.part / "labels.npy", np.array(self._labels, np.int32).reshape(count, len(self.info.labels)))
         np.save(self.part / "split.npy", np.array(self._splits, np.uint8))

@@ -6,7 +6,7 @@ Source: Kingma & Welling 2013; Higgins et al. 2017 (beta); Sohn et al. 2015 (con
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -147,9 +147,9 @@ class VAE(Family):
     """Encoder and decoder trained on reconstruction + beta * KL; samples are decoded prior draws."""
 
     class Config(BaseConfig):
-        widths: tuple[int, ...] = (32, 64)
+        widths: tuple[int, ...] = Field((32, 64), min_length=1, max_length=8)
         """Channels per resolution, finest first; each further one halves the side."""
-        depth: tuple[int, int] = (1, 1)
+        depth: tuple[Annotated[int, Field(ge=0, le=32)], Annotated[int, Field(ge=0, le=32)]] = (1, 1)
         """Residual blocks per resolution in the encoder and the decoder."""
         stem: int = Field(1, ge=1, le=8)
         """Pixels folded into channels before the first layer (space to depth). 1 = none."""
