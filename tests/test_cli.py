@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -107,6 +108,30 @@ def test_bad_input_is_one_line(
     assert re.search(words, err), err
     assert time.monotonic() - began < 10
     assert not (here / "out").exists() or list((here / "out").iterdir()) == []
+
+
+def test_a_picture_varies_subtly_and_strongly(
+    packages_folder: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flow = str(packages_folder / "flow")
+    assert run(["imagine", "5 --n 1 --seed 3", "--quiet", "--json", "--model", flow]) == 0
+    first = Path(json.loads(capsys.readouterr().out)["pictures"][0]["file"])
+    base = np.asarray(Image.open(first).convert("L"), np.int16)
+    gaps = []
+    for strong in ([], ["--strong"]):
+        assert run(["vary", str(first), *strong, "-n", "3", "--seed", "9", "--json", "--quiet", "--model", flow]) == 0
+        rows = json.loads(capsys.readouterr().out)["pictures"]
+        assert [row["seed"] for row in rows] == [9, 10, 11]
+        assert all(row["prompt"].startswith("5 ") for row in rows)
+        drawn = [np.asarray(Image.open(row["file"]).convert("L"), np.int16) for row in rows]
+        assert np.abs(drawn[0] - drawn[1]).max() > 0
+        gaps.append(np.mean([np.abs(x - base).mean() for x in drawn]))
+    assert 0 < gaps[0] < gaps[1]
+    assert run(["replay", rows[0]["file"], "--model", flow, "--source", str(first)]) == 0
+    plain = here / "plain.png"
+    Image.new("L", (8, 8), 90).save(plain)
+    assert "no recipe" in fails(["vary", str(plain), "--model", flow], capsys, 2)
+    assert run(["vary", str(plain), "--prompt", "7", "-n", "1", "--model", flow, "--quiet"]) == 0
 
 
 def test_words_with_joiners_and_direction_marks_draw(

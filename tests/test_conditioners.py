@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +13,7 @@ from sojourn import registry
 from sojourn.codecs.text import TextCodec
 from sojourn.conditioners import Labels, Memory, NoCondition, Text, Tokens
 from sojourn.data.dataset import Item, PackedSet, SetInfo, SetWriter
-from sojourn.errors import ConfigError, InvalidInput, NotFound
+from sojourn.errors import ConfigError, InvalidInput, NotFound, PackageError
 from sojourn.families.tower import TextTower, TowerConfig
 from sojourn.schema import Prompt, Segment
 from sojourn.types import DataSpec
@@ -52,6 +53,39 @@ def labelled(tmp_path):
 
 def test_all_four_are_registered():
     assert {"none", "labels", "text", "tokens"} <= set(registry.ids("conditioner"))
+
+
+@pytest.fixture
+def captioned(tmp_path):
+    info = SetInfo(name="pets", kind="image", shape=(8, 8, 3))
+    with SetWriter(tmp_path / "pets", info) as writer:
+        for i, captions in enumerate((["red heart", "红心", "love"], ["dogs", "狗"], ["a secret owl", "猫头鹰"])):
+            blank = np.zeros((8, 8, 3), np.uint8)
+            writer.add(Item(f"r{i}", blank, captions, split="test" if i == 2 else "train"))
+        writer.add(Item("m", blank, ["a blue heart"], extra={"made": "recoloured"}))
+    return PackedSet(tmp_path / "pets")
+
+
+def test_a_prompt_of_which_no_caption_had_a_word_gets_the_nearest_names(part, captioned):
+    text = Text.fit_to({"length": 6}, {"text": part}, captioned)
+    assert text.vocabulary.names == ["dogs", "red heart", "狗", "红心"]
+    for known in ("a heart", "LOVE", "dog", "the blue thing", "小狗", "紅", "a the", "1 dog and xyzzy"):
+        assert text.unknown(known) == [], known
+    assert set(text.unknown("xyzzy")) == {"dogs", "red heart"}
+    assert text.unknown("haert")[0] in ("red heart", "dogs")
+    assert text.unknown("hearrt red"[:6]) != []
+    assert set(text.unknown("飞船")) == {"狗", "红心"}
+    assert text.unknown("owl") != [], "what is held out is not known"
+
+
+def test_the_vocabulary_is_a_file_of_the_package_and_may_be_absent_or_damaged(part, captioned):
+    text = Text.fit_to({"length": 6}, {"text": part}, captioned)
+    again = Text(text.config, {"text": part}, text.files)
+    assert again.unknown("xyzzy") == text.unknown("xyzzy")
+    assert Text(text.config, {"text": part}).unknown("xyzzy") == []
+    broken = Text(text.config, {"text": part}, {"vocabulary.json": b'{"names": 3}'})
+    with pytest.raises(PackageError, match="not a list of names"):
+        broken.unknown("xyzzy")
 
 
 def test_none_says_nothing():

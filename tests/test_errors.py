@@ -22,7 +22,7 @@ def templates() -> dict[str, str]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and node.args:
                 name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
-                if name in RAISED | {"say"}:
+                if name in RAISED | {"say", "warn"}:
                     first = node.args[0]
                     place = f"{path.name}:{node.lineno}"
                     assert isinstance(first, ast.Constant), f"{place}: the template must be a literal"

@@ -286,3 +286,17 @@ def test_others_keep_the_order_they_are_given_in() -> None:
 def test_a_guide_that_can_be_there_once_is_refused_twice(make: Callable[[], Guide]) -> None:
     with pytest.raises(InvalidInput, match="two guides"):
         g.compose(Means(), [make(), make()])
+
+
+def test_chaos_moves_the_text_vector_by_its_share_and_no_empty_row() -> None:
+    pooled = torch.randn(3, 16)
+    pooled[2] = 0
+    cond = Cond(pooled=pooled, feats=torch.randn(3, 2, 8), token_mask=torch.ones(3, 2, dtype=torch.bool))
+    eps = torch.randn(3, 16)
+    for chaos in (10.0, 100.0):
+        moved = g.stirred(cond, eps, chaos)
+        assert moved.pooled is not None
+        step = (moved.pooled - pooled).norm(dim=1)
+        torch.testing.assert_close(step, chaos / 100 * g.CHAOS * pooled.norm(dim=1))
+        assert moved.feats is cond.feats
+    assert g.stirred(cond, eps, 0) is cond

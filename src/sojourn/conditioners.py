@@ -6,18 +6,21 @@ The encoder is handed in, the tokenizer rebuilt from its files; of which family 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional as F
 
-from sojourn.codecs.text import TextCodec
+from sojourn.codecs.text import TextCodec, normalise_prompt
 from sojourn.config import validated
 from sojourn.data.styles import find_style
-from sojourn.errors import ConfigError, NotFound
+from sojourn.errors import ConfigError, NotFound, PackageError
 from sojourn.registry import register
 from sojourn.schema import Prompt, Strict
 from sojourn.types import Cond, DataSpec
@@ -147,13 +150,70 @@ class TextCondConfig(Strict):
     """Word features at most, 1..512; the vector of the whole text sees as many words as the part's tokenizer takes."""
 
 
+VOCABULARY = "vocabulary.json"
+HAN = re.compile("[\u3400-\u9fff]")
+WORD = re.compile("[a-z0-9]+|[\u3400-\u9fff]")
+SAYS_NOTHING = {
+    "a", "an", "the", "of", "and", "with", "in", "on", "to", "is", "my", "your", "some",
+    *"的了一个只和与在是我你有画",
+}  # fmt: skip
+
+
+class Vocabulary(Strict):
+    """What the captions of a training said."""
+
+    names: list[str]
+    """The first captions of its pictures, sorted."""
+    words: list[str]
+    """Every English word and every Chinese character of its captions, sorted."""
+
+    @classmethod
+    def of(cls, data: PackedSet) -> Vocabulary:
+        names: set[str] = set()
+        words: set[str] = set()
+        for row in (data.rows[i] for i in data.indices("train").tolist()):
+            names |= set() if "made" in row else set(row["captions"][:2])
+            words |= {word for caption in row["captions"] for word in said(caption)}
+        return cls(names=sorted(names), words=sorted(words))
+
+    def dump(self) -> bytes:
+        return self.model_dump_json().encode()
+
+    @classmethod
+    def load(cls, data: bytes) -> Vocabulary:
+        try:
+            return cls.model_validate_json(data)
+        except ValueError:
+            raise PackageError("{file} is not a list of names and words", file=VOCABULARY) from None
+
+    def knows(self, text: str) -> bool:
+        """Whether a word of the text stood in a caption; also when it has none that says anything."""
+        asked = said(text)
+        return not asked or not asked.isdisjoint(self._all)
+
+    @cached_property
+    def _all(self) -> frozenset[str]:
+        return frozenset(self.words)
+
+
+def said(text: str) -> set[str]:
+    """The words of a text that say something: English ones without a plural s, Chinese characters one by one."""
+    found = (word for word in WORD.findall(normalise_prompt(text)) if word not in SAYS_NOTHING)
+    return {word.removesuffix("s") if len(word) > 3 else word for word in found}
+
+
 @register("conditioner", "text", about="words through a nested text encoder, a style by --style")
 class Text:
     """Words to a vector of unit variance and features per token; no words = nothing given."""
 
     id = "text"
 
-    def __init__(self, config: Mapping[str, Any], parts: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        parts: Mapping[str, Any] | None = None,
+        files: Mapping[str, bytes] | None = None,
+    ) -> None:
         self._config = validated(TextCondConfig, dict(config), 'conditioner "text"')
         if extra := [name for name in self._config.columns if name != STYLE]:
             raise ConfigError(
@@ -167,12 +227,31 @@ class Text:
             )
         self.columns = Columns(self._config.columns)
         self.memory = Memory(part.family, part.codec, self._config.length)
+        self.files = {name: data for name, data in (files or {}).items() if name == VOCABULARY}
+        """What the captions of training said, for telling a prompt of which nothing was learned."""
 
     @classmethod
     def fit_to(cls, config: Mapping[str, Any], parts: Mapping[str, Any], data: PackedSet) -> Self:
-        """With the set's styles, where the config names none."""
+        """With the set's styles, where the config names none, and with the words of its captions."""
         styles = {column.name: column.values for column in data.info.labels if column.name == STYLE}
-        return cls({**config, "columns": config.get("columns") or styles}, parts)
+        files = {VOCABULARY: Vocabulary.of(data).dump()}
+        return cls({**config, "columns": config.get("columns") or styles}, parts, files)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary | None:
+        """None where the package does not say what it learned from. Raises PackageError for a damaged file."""
+        return Vocabulary.load(self.files[VOCABULARY]) if VOCABULARY in self.files else None
+
+    def unknown(self, text: str, most: int = 5) -> list[str]:
+        """The names nearest to a text of which no caption had a word; [] when one had, or when nothing can be told."""
+        if self.vocabulary is None or self.vocabulary.knows(text):
+            return []
+        chinese = any(HAN.match(letter) for letter in text)
+        names = [name for name in self.vocabulary.names if bool(HAN.search(name)) == chinese] or self.vocabulary.names
+        typed = difflib.get_close_matches(text.casefold(), names, most, cutoff=0.75)
+        vectors = self.memory.vectors([text, *names])
+        order = (vectors[1:] @ vectors[0]).argsort(descending=True).tolist()
+        return list(dict.fromkeys([*typed, *(names[i] for i in order[:most])]))[:most]
 
     @property
     def config(self) -> dict[str, Any]:
@@ -227,6 +306,17 @@ class Memory:
         feats = torch.zeros(*rows.shape, self.feats.shape[1])
         feats[mask] = self.feats[rows[mask]].float()
         return self.pooled[torch.tensor(slots, dtype=torch.long)].float(), feats, mask
+
+    @torch.no_grad()
+    def vectors(self, texts: Sequence[str]) -> Tensor:
+        """Unit vectors (b, d) of many texts in one pass: quick, and not to the last bits what `__call__` gives."""
+        rows = [torch.from_numpy(ids) for ids in self.codec.pack_many(list(texts))]
+        length = torch.tensor([len(row) for row in rows])
+        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        room = self.codec.spec.shape[0] - padded.shape[1]
+        x = self.codec.encode(F.pad(padded, (0, max(room, 0)))[:, : self.codec.spec.shape[0]])
+        found: Tensor = self.family.embed(x, length)[0]
+        return found
 
     @torch.no_grad()
     def _learn(self, text: str) -> None:

@@ -145,6 +145,8 @@ class Model:
         out |= {name for name in ("steps", "guidance") if name in fields}
         if "denoise" in self.family.guides and self.card.conditioner.id != "none":
             out |= {"no", "weights"}
+        if self.family.spec.pooled_dim:
+            out.add("chaos")
         return out
 
     def imagine(self, prompt: str | Prompt, *, n: int | None = None, seed: int | None = None, **more: Any) -> Pictures:
@@ -185,6 +187,11 @@ class Model:
         order = np.random.default_rng([seed, 5]).permutation(len(pool))
         return [pool[order[i % len(pool)]] for i in range(count)]
 
+    def unknown(self, request: Request) -> list[str]:
+        """Names of what this model knows nearest to a prompt of which it learned nothing; [] for any other prompt."""
+        ask = getattr(self.package.conditioner, "unknown", None)
+        return ask(request.prompts[0].text) if ask and request.prompts[0].text else []
+
     def walk(self, request: Request) -> Iterator[Frame]:
         """The frames of a request's walk; the last is the result. At most ROWS_MAX rows."""
         rows = len(request.prompts)
@@ -222,6 +229,9 @@ class Model:
             cond = terms[0][0]  # the guide's terms take its place in the walk
         else:
             cond = call([Prompt.plain(prompt.text, prompt.style) for prompt in prompts])
+            if first.chaos and cond.pooled is not None:
+                eps = Noise(request.seeds).draw("chaos", cond.pooled.shape[1:])
+                cond = guidance.stirred(cond, eps, first.chaos)
         if first.no:
             guides.append(guidance.negative(call([Prompt.plain(", ".join(p.no), p.style) for p in prompts])))
         if request.source is not None:
@@ -356,6 +366,20 @@ def replay(
     if old.shape != new.shape:
         raise InvalidInput('"{path}" is not the size that its recipe draws; it was changed since', path=path)
     return again, int(np.abs(old - new).max())
+
+
+def asked(path: Path) -> Prompt:
+    """The prompt that drew the picture in a file. Raises InvalidInput where it has no recipe."""
+    return grammar.parse(str(read_recipe(path).get("prompt", "")), allow_empty=True)
+
+
+def drawn_by(path: Path, otherwise: str) -> Model:
+    """The package that drew the picture in a file, or `otherwise` where the file does not say."""
+    try:
+        recipe = read_recipe(path)
+    except InvalidInput:
+        return load(otherwise)
+    return Model(packages.load(_by_identity(str(recipe.get("package")), str(recipe.get("name")))))
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

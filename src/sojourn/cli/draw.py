@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sojourn.cli.say import blocks, console, follow, say
+from sojourn.cli.say import blocks, console, follow, say, warn
 from sojourn.errors import InvalidInput, NotFound, PromptError
 
 if TYPE_CHECKING:
@@ -59,8 +60,22 @@ def imagine(
     given = {name: load_picture(path) for name, path in pictures.items() if path is not None}
     request = model.request(prompt, **edit, **given)
     _writable(out)
+    if near := model.unknown(request):
+        warn(
+            '"{model}" never saw "{text}"; it knows {near}',
+            model=model.card.name,
+            text=prompt.text,
+            near=", ".join(near),
+        )
     results = _show(model, request, live=not (as_json or quiet) and sys.stdout.isatty())
-    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{slug(prompt.text)}"
+    _keep(results, out, prompt.text, as_json)
+
+
+def _keep(results: Pictures, out: Path, text: str, as_json: bool) -> None:
+    """Write the pictures and their grid, and say where they are."""
+    first = f"{time.strftime('%Y%m%d-%H%M%S')}-{slug(text)}"
+    stems = itertools.chain([first], (f"{first}-{again}" for again in itertools.count(2)))
+    stem = next(stem for stem in stems if not (out / f"{stem}-grid.png").exists())
     files = [item.save(out / f"{stem}-{i + 1}.png") for i, item in enumerate(results)]
     grid = results.save_grid(out / f"{stem}-grid.png")
     if as_json:
@@ -90,6 +105,46 @@ def _show(model: Model, request: Any, live: bool) -> Pictures:
     results = model.results(request, frame)
     screen.print(blocks([item.pil for item in results], screen.width, side), end="")
     return results
+
+
+VARY = {False: 0.45, True: 0.75}
+"""How far from the picture a subtle and a strong variation start."""
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--strong", is_flag=True, help="Keep the idea only. Default: subtle, the layout stays too.")
+@click.option("--prompt", "words", help="Other words than the picture's own; needed for one that Sojourn did not draw.")
+@click.option("-n", "count", type=click.IntRange(1, 64), default=4, help="How many. Default: 4.")
+@click.option("--seed", type=click.IntRange(0, 2**53 - 1), help="Seed of the first. Default: drawn at random.")
+@click.option("--model", help="Package to draw from. Default: the picture's own.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("out"), help="Folder for the files. Default: out.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object with files and recipes.")
+@click.option("--quiet", is_flag=True, help="Do not show pictures in the terminal.")
+def vary(
+    file: Path,
+    strong: bool,
+    words: str | None,
+    count: int,
+    seed: int | None,
+    model: str | None,
+    out: Path,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Draw variations of a picture: other details at first, with --strong another drawing of the same idea."""
+    from sojourn import engine
+    from sojourn.data.clean import load_picture
+
+    picture = load_picture(file)
+    prompt = parsed(words) if words is not None else engine.asked(file)
+    loaded = engine.load(model) if model else engine.drawn_by(file, prompt.model or DEFAULT)
+    request = loaded.request(
+        prompt.model_copy(update={"seed": seed, "n": count, "model": None}), source=picture, strength=VARY[strong]
+    )
+    _writable(out)
+    results = _show(loaded, request, live=not (as_json or quiet) and sys.stdout.isatty())
+    _keep(results, out, prompt.text, as_json)
 
 
 @click.command()

@@ -17,6 +17,7 @@ from sojourn.errors import InvalidInput, SojournError
 VERBS = {
     "imagine": ("draw:imagine", "Draw pictures from a prompt."),
     "sample": ("draw:sample", "Draw many pictures into a folder, by class or from a list of prompts."),
+    "vary": ("draw:vary", "Draw variations of a picture."),
     "write": ("draw:write", "Continue a text with a language model."),
     "replay": ("draw:replay", "Draw the picture in a file again and compare the pixels."),
     "train": ("train:train", "Train a recipe; the same command again goes on where it stopped."),

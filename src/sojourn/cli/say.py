@@ -32,6 +32,11 @@ def error_line(text: str) -> None:
     print(f"sojourn: {clean}", file=sys.stderr)
 
 
+def warn(template: str, /, **fields: object) -> None:
+    """Print one line to stderr in the user's language; the work goes on."""
+    error_line(translate(template).format(**fields))
+
+
 def say_error(error: SojournError, prompt: str | None = None) -> None:
     """The error in one line; for a prompt, the place as well."""
     error_line(error.localised())

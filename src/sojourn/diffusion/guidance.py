@@ -212,6 +212,21 @@ def begin(eps: Tensor, sigmas: Tensor, guides: Sequence[Guide] = ()) -> tuple[Te
     return sigmas[0] * eps, sigmas
 
 
+CHAOS = 1.0
+"""Length of the step that the text vector takes at chaos 100, in its own lengths."""
+
+
+def stirred(cond: Cond, eps: Tensor, chaos: float) -> Cond:
+    """cond with each row's text vector off by chaos / 100 of its length in the direction of eps (b, d): 0 = as it is.
+
+    Rows without a text stay so; word features stay as they are, so that the thing asked for does too.
+    """
+    if cond.pooled is None or chaos == 0:
+        return cond
+    length = cond.pooled.norm(dim=1, keepdim=True)
+    return replace(cond, pooled=cond.pooled + chaos / 100 * CHAOS * length * F.normalize(eps.to(cond.pooled), dim=1))
+
+
 def energy(fn: Energy, weight: float = 1.0, name: str = "energy") -> Guide:
     """weight * fn(x0, cond) as something to make small; fn gives (b,) and is differentiable in x0."""
     return Guide(name, energy=lambda x0, cond: weight * fn(x0, cond))
