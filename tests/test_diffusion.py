@@ -244,3 +244,24 @@ def test_training_cuts_text_to_what_is_there() -> None:
     assert torch.equal(mask, holes[:, :3])
     assert shortened(text, torch.tensor([[True, True, False, False]] * 2))[1] is None
     assert shortened(text, torch.zeros(2, 4, dtype=torch.bool))[0].shape == (2, 1, 1)
+
+
+def test_training_in_groups_of_like_length_changes_no_number_and_no_gradient() -> None:
+    torch.manual_seed(0)
+    net = DiT(TEXT, 2, 32, 2, 2)
+    for p in net.parameters():
+        p.data.add_(0.1 * torch.randn_like(p))
+    x, level, cond = torch.randn(150, 3, 8, 8), torch.rand(150), cond_for(TEXT, 150)
+    assert cond.token_mask is not None
+    length = torch.randint(0, cond.token_mask.shape[1] + 1, (150,))
+    cond = Cond(**(vars(cond) | {"token_mask": torch.arange(cond.token_mask.shape[1]) < length[:, None]}))
+    outs, grads = [], []
+    for training in (True, False):
+        net.train(training).zero_grad()
+        out = net(x, level, cond)
+        out.square().mean().backward()
+        outs.append(out.detach())
+        grads.append([p.grad.clone() for p in net.parameters() if p.grad is not None])
+    torch.testing.assert_close(outs[0], outs[1], rtol=1e-4, atol=1e-4)
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
