@@ -257,3 +257,16 @@ def test_tokens_learn_the_vocabulary_of_a_set_and_are_rebuilt_from_files(labelle
     assert torch.equal(fitted(prompts("cat")).tokens, again(prompts("cat")).tokens)
     codec = TextCodec(fitted.config["tokenizer"], files=fitted.files)
     assert codec.unpack(again(prompts("cat dog")).tokens) == ["cat dog"]
+
+
+def test_texts_learned_together_say_what_they_say_alone_in_any_order(part):
+    texts = ["cat", "a red cat", "红色的猫", "", "dog " * 30, "cat", "x"]
+    alone, first, second = (Memory(part.family, part.codec, length=6, most=4) for _ in range(3))
+    assert list(first.learn(texts, chunk=2))[-1] == 5
+    assert list(second.learn(reversed(texts), chunk=2))[-1] == 5
+    for text in texts:
+        one, two, three = (memory([text]) for memory in (alone, first, second))
+        assert all(map(torch.equal, two, three)), text
+        for a, b in zip(one, two, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)
+    assert first.most >= 6, "what was learned is kept"

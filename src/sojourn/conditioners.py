@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from sojourn.codecs.text import TextCodec, normalise_prompt
 from sojourn.config import validated
@@ -237,6 +237,10 @@ class Text:
         files = {VOCABULARY: Vocabulary.of(data).dump()}
         return cls({**config, "columns": config.get("columns") or styles}, parts, files)
 
+    def learn(self, texts: Iterable[str]) -> Iterator[int]:
+        """Embed texts ahead of time, many at once; yields how many are done."""
+        return self.memory.learn(texts)
+
     @cached_property
     def vocabulary(self) -> Vocabulary | None:
         """None where the package does not say what it learned from. Raises PackageError for a damaged file."""
@@ -272,8 +276,8 @@ class Text:
 class Memory:
     """Embeds texts and remembers them in half precision, since training asks the same ones over and over.
 
-    Each text goes through the encoder alone: then its numbers do not depend on which texts came with it, and a
-    training that was killed goes on with the same bytes.
+    A text's numbers never depend on which texts happened to come before or with it, so that a training that was killed
+    goes on with the same bytes: it goes through the encoder alone, or with all texts of a set in an order of their own.
     """
 
     def __init__(self, family: Any, codec: Any, length: int, most: int = 400_000) -> None:
@@ -310,27 +314,50 @@ class Memory:
     @torch.no_grad()
     def vectors(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors (b, d) of many texts in one pass: quick, and not to the last bits what `__call__` gives."""
-        rows = [torch.from_numpy(ids) for ids in self.codec.pack_many(list(texts))]
-        length = torch.tensor([len(row) for row in rows])
-        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        room = self.codec.spec.shape[0] - padded.shape[1]
-        x = self.codec.encode(F.pad(padded, (0, max(room, 0)))[:, : self.codec.spec.shape[0]])
-        found: Tensor = self.family.embed(x, length)[0]
+        return self._embedded([self.codec.pack(text) for text in texts])[0]
+
+    @torch.no_grad()
+    def learn(self, texts: Iterable[str], chunk: int = 256) -> Iterator[int]:
+        """Embed all of these many at a time, and forget whatever was known; yields how many are done."""
+        self.clear()
+        wanted = sorted(set(texts) - {""})
+        rows = self.codec.pack_many(wanted)
+        order = sorted(range(len(wanted)), key=lambda i: (len(rows[i]), i))
+        self.most = max(self.most, len(wanted) + 1)
+        for first in range(0, len(order), chunk):
+            part = order[first : first + chunk]
+            pooled, feats = self._embedded([rows[i] for i in part])
+            for at, i in enumerate(part):
+                self._keep(wanted[i], len(rows[i]) - 2, pooled[at], feats[at])
+            yield first + len(part)
+
+    def _embedded(self, rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+        """Vectors (b, d) and features (b, n, d) of rows of token ids; the encoder reads the beginning of longer ones."""
+        room = self.codec.spec.shape[0]
+        rows = [np.append(ids[: room - 1], ids[-1]) if len(ids) > room else ids for ids in rows]
+        padded = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(ids) for ids in rows], batch_first=True)
+        found: tuple[Tensor, Tensor] = self.family.embed(
+            self.codec.encode(padded), torch.tensor([len(ids) for ids in rows])
+        )
         return found
 
     @torch.no_grad()
     def _learn(self, text: str) -> None:
         ids = self.codec.pack(text)
-        words = min(len(ids) - 2, self.length)
-        if words <= 0:
+        if len(ids) > 2:
+            pooled, feats = self._embedded([ids])
+            self._keep(text, len(ids) - 2, pooled[0], feats[0])
+        else:
             self.slots[text] = 0
-            return
-        pooled, feats = self.family.embed(self.codec.encode(torch.from_numpy(ids)[None]), torch.tensor([len(ids)]))
+
+    def _keep(self, text: str, words: int, pooled: Tensor, feats: Tensor) -> None:
+        """Remember a text of so many words."""
+        words = min(words, self.length)
         slot = len(self.places)
         self.pooled = _grown(self.pooled, slot + 1)
         self.feats = _grown(self.feats, self.used + words)
-        self.pooled[slot] = pooled[0] * pooled.shape[1] ** 0.5
-        self.feats[self.used : self.used + words] = feats[0, :words]
+        self.pooled[slot] = pooled * pooled.shape[0] ** 0.5
+        self.feats[self.used : self.used + words] = feats[:words]
         self.places.append((self.used, words))
         self.slots[text] = slot
         self.used += words

@@ -33,11 +33,21 @@ class Feed:
         self._tokens: list[np.ndarray] = []
 
     def prepare(self) -> Iterator[Event]:
-        """Tokenise texts; with `cache`, encode every row once into a file of the run."""
+        """Tokenise texts; with `cache`, encode every row once into a file of the run, and embed its captions."""
         if self.data.info.kind == "text":
             self._tokens = self.codec.pack_many([self.data.text(row) for row in range(len(self.data))])
         elif self.cache:
             yield from self._encode_all()
+            yield from self._learn_captions()
+
+    def _learn_captions(self) -> Iterator[Event]:
+        """Have a conditioner that can embed every caption now: one by one they would cost a twentieth of a step."""
+        learn = getattr(self.conditioner, "learn", None)
+        if learn is None or self.column is not None:
+            return
+        captions = {caption for row in self.data.rows for caption in row["captions"]}
+        for done in learn(captions):
+            yield Progress(done=done, total=len(captions), unit="captions", text="embedding the captions once")
 
     def _encode_all(self) -> Iterator[Event]:
         shape = (len(self.data), *self.codec.spec.shape)
