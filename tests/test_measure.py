@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,11 @@ from torch import Tensor, nn
 from sojourn import package as packages
 from sojourn.cli.main import run
 from sojourn.config import Recipe, Stage, TrainConfig
-from sojourn.data.dataset import PackedSet
+from sojourn.data.dataset import Item, LabelColumn, PackedSet, SetInfo, SetWriter
 from sojourn.engine import Model
-from sojourn.errors import InvalidInput, NotFound, Unsupported
+from sojourn.errors import DataError, InvalidInput, NotFound, Unsupported
 from sojourn.measure import report, scores
-from sojourn.measure.evaluate import Bench, Findings, compare, evaluate
+from sojourn.measure.evaluate import LEAST, Bench, Findings, Judged, compare, evaluate
 from sojourn.measure.features import EffLite0, Scripted, load_features, perceptual
 from sojourn.schema import Log, Part
 from sojourn.train.build import run_recipe
@@ -75,8 +76,11 @@ def test_kid_of_one_distribution_is_about_zero_and_its_interval_holds_it() -> No
     draws = [rng.normal(size=(2, 200, 16)) for _ in range(40)]
     values = [scores.kid(x, y) for x, y in draws]
     assert abs(np.mean(values)) < 3 * np.std(values) / 40**0.5
-    held = sum(low <= 0 <= high for low, high in (scores.kid_interval(x, y, 100, 40) for x, y in draws))
-    assert held >= 32
+    for size in (100, 190, 500):  # below, near and above the count
+        spans = [scores.kid_interval(x, y, size, 40) for x, y in draws]
+        assert 34 <= sum(low <= 0 <= high for low, high in spans) <= 40
+        width = np.mean([high - low for low, high in spans])
+        assert 0.6 < width / (2 * 1.96 * np.std(values)) < 1.7
 
 
 def test_precision_and_recall_are_those_of_the_definition() -> None:
@@ -108,9 +112,18 @@ def test_diversity_and_copies() -> None:
 def test_an_interval_holds_the_truth_about_as_often_as_it_says() -> None:
     held = 0
     for i in range(60):
-        low, high = scores.interval(np.random.default_rng(i).normal(size=80), np.mean, seed=i)
+        low, high = scores.interval(np.random.default_rng(i).normal(size=80), seed=i)
         held += low <= 0 <= high
     assert 50 <= held <= 60
+
+
+def test_rows_of_one_group_count_as_one_draw() -> None:
+    values = np.repeat(np.random.default_rng(0).normal(size=20), 30)
+    groups = [str(i // 30) for i in range(600)]
+    (low, high), (near, far) = scores.interval(values), scores.interval(values, groups)
+    assert (far - near) > 4 * (high - low)
+    same = scores.interval(values[:20], [str(i) for i in range(20)])
+    assert same == scores.interval(values[:20], None)
 
 
 # Features
@@ -225,7 +238,12 @@ def test_a_package_is_measured_and_measured_again_the_same(model: Model, bench: 
     assert "http" not in page, "the page needs nothing from outside"
     rows = json.loads((tmp_path / "report.json").read_text())
     assert rows[0]["metrics"] == [m.model_dump(mode="json") for m in found.metrics]
-    assert said == []
+    few = [("FD", 2048), ("precision", 1000)]
+    assert said == [
+        f"{group}/{score}-Cheap is left out: 160 pictures, it needs {least}"
+        for group in ("seen", "held-out")
+        for score, least in few
+    ]
 
 
 def test_noise_scores_worse_than_the_model_and_the_real_pictures_best(model: Model, bench: Bench) -> None:
@@ -249,6 +267,29 @@ def test_without_a_judge_it_says_so_and_goes_on(model: Model, bench: Bench) -> N
     assert not any("seen/KID" in metric.name for metric in few.metrics)
 
 
+def test_a_class_is_asked_by_its_name_whatever_its_captions_are(model: Model, bench: Bench) -> None:
+    rows = bench.groups()[0].rows[:6]
+    for row in rows.tolist():
+        bench.data.rows[row]["captions"] = ["a digit", "数字"]
+    prompts, chinese = bench.prompts(rows, "class")
+    assert [p.text for p in prompts] == [bench.data.label_name(row, "class") for row in rows.tolist()]
+    assert not chinese.any()
+    prompts, chinese = bench.prompts(rows, None)
+    assert [p.text for p in prompts] == ["a digit", "数字"] * 3
+    assert chinese.tolist() == [False, True] * 3
+
+
+def test_a_judge_of_other_pictures_is_refused_before_anything_is_drawn(bench: Bench, tmp_path: Path) -> None:
+    for names, side, words in ((["0", "?"], 8, 'does not know "?"'), (["0", "1"], 16, "looks at pictures")):
+        info = SetInfo(
+            name="other", kind="image", shape=(side, side, 1), labels=[LabelColumn(name="class", values=names)]
+        )
+        with SetWriter(tmp_path / f"other{side}", info) as writer:
+            writer.add(Item("a", np.zeros((side, side, 1), np.uint8), ["0"], [0]))
+        with pytest.raises(DataError, match=re.escape(words)):
+            Judged(Bench(PackedSet(tmp_path / f"other{side}"), Cheap(), bench.judge))
+
+
 def test_what_is_no_judge_is_refused(model: Model, bench: Bench) -> None:
     with pytest.raises(InvalidInput, match="is no judge"):
         list(evaluate([model], Bench(bench.data, bench.features, model.package, 20)))
@@ -268,6 +309,26 @@ def test_two_folders_are_compared(features: EffLite0, tmp_path: Path) -> None:
     assert apart.metrics[0].low is not None
     assert apart.metrics[0].low > alike.metrics[0].value
     assert sum("is left out: 120 pictures" in text for text in said) == 2
+
+
+def test_precision_is_of_the_first_folder_within_the_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first is a part of what the second shows: all of it could be of the second, not the other way round."""
+    monkeypatch.setitem(LEAST, "precision", 100)
+    for name, count in (("drawn", 100), ("real", 200)):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            level = (i % 100) if name == "drawn" else i
+            Image.new("RGB", (8, 8), (level, level, level)).save(tmp_path / name / f"{i}.png")
+    found, _ = measured(compare([tmp_path / "drawn", tmp_path / "real"], Cheap()))
+    values = {metric.name: metric.value for metric in found.metrics}
+    assert values["precision-Cheap"] == 1
+    assert values["recall-Cheap"] < 0.6
+
+
+def test_folders_that_cannot_be_compared_are_refused(features: EffLite0, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "0.png")
     (tmp_path / "none").mkdir()
     with pytest.raises(InvalidInput, match="no pictures in"):
         list(compare([tmp_path / "a", tmp_path / "none"], features))

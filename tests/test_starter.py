@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import re
 import resource
 import tarfile
 from collections import defaultdict
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sojourn.card import home
 from sojourn.data import emoji, glyphs, npm, poems, starter
 from sojourn.data.concepts import Captions, Concept, Variant
 from sojourn.data.dataset import PackedSet
@@ -28,7 +30,7 @@ from sojourn.data.styles import COLOUR_STYLES, STYLES, find_style
 from sojourn.errors import DataError, InvalidInput, NotFound, OutOfRoom
 from sojourn.schema import Event
 
-REAL = Path(os.environ.get("SOJOURN_CACHE") or Path.home() / ".cache" / "sojourn") / "data" / "emoji"
+REAL = home() / "sets" / "emoji"
 TONES = ("1F3FB", "1F3FF")
 
 
@@ -71,6 +73,8 @@ def body(seed: str) -> str:
     return f'<rect x="{x}" y="{y}" width="9" height="{height}" fill="{colour}"/>'
 
 
+COLOURS = ("red ", "blue ", "", "green ", "pink ")
+"""What the names of the made-up things begin with."""
 TWIN = next(c for c in concept_codes() if rule(c, "noto") == "pair")
 """A concept held out in noto; another concept is drawn just like it there."""
 OTHER = next(c for c in concept_codes() if rule(c, "noto") is None and int(c, 16) % 4)
@@ -86,7 +90,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for i, c in enumerate(concept_codes()):
         skins = [f"{c}-{tone}" for tone in TONES] if i % 4 == 0 else []
         for language, name, tags in (
-            (english, f"thing {i}", ["face", f"word{i}"]),
+            (english, f"{COLOURS[i // 2 % 5]}thing {i // 20}", ["face", f"word{i}"]),
             (chinese, f"东西{i}号", [f"词语{i}"]),
         ):
             entry: dict[str, Any] = {"hexcode": c, "label": name, "tags": tags, "group": i % 2, "subgroup": 0}
@@ -188,8 +192,19 @@ def test_made_pictures_are_of_training_rows_and_take_their_shares(varied: Packed
         "drawn": 0.5, "moved": 0.1, "recoloured": 0.2, "composed": 0.2,
     }  # fmt: skip
     assert "fluent-mono" not in {row["style"] for row in varied.rows if row.get("made") in ("recoloured", "composed")}
-    names = {row["captions"][0] for row in varied.rows if row["held_out"] == "concept"}
-    assert not names & {caption for row in varied.rows if "made" in row for caption in row["captions"]}
+
+
+def test_no_made_picture_is_a_held_out_concept_painted(varied: PackedSet) -> None:
+    """Half the things are called "red thing 1", "blue thing 1", ...: a red one painted blue is the blue one."""
+    held = {(row["captions"][0], row["style"]) for row in varied.rows if row["held_out"] and row["hex"] == row["group"]}
+    coloured = {(name, style) for name, style in held if name.split()[0] in ("red", "blue", "green", "pink")}
+    assert len(coloured) > 5
+    made = [row for row in varied.rows if row.get("made") in ("recoloured", "composed")]
+    said = [(caption, row["style"]) for row in made for caption in row["captions"]]
+    assert len(said) > 200
+    for name, style in coloured:
+        assert not [c for c, s in said if s == style and re.search(rf"\b{name}\b", c)], (name, style)
+    assert [c for c, _ in said if re.search(r"\bblue thing", c)]
 
 
 def test_every_row_is_in_the_split_the_rule_says(tiny: PackedSet) -> None:

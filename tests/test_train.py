@@ -14,14 +14,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import STAGES, recipe_for
+from conftest import SMALL, STAGES, recipe_for
 
-from sojourn.config import Recipe, TrainConfig, load_recipe
+from sojourn.config import Recipe, Stage, TrainConfig, load_recipe
 from sojourn.data.dataset import PackedSet
 from sojourn.errors import ConfigError, OutOfRoom, TrainingFailed
+from sojourn.schema import Part
 from sojourn.train import loop, state
 from sojourn.train.build import build, run_recipe
 from sojourn.train.optim import Muon, orthogonalise, schedule
+from sojourn.types import Batch
 
 
 def digest(folder: Path) -> str:
@@ -72,11 +74,28 @@ def test_bf16_is_refused_where_a_loss_does_not_hold(sets: dict[str, Path], tmp_p
         finish(recipe_for("dcgan", sets, precision="bf16"), tmp_path)
 
 
-def test_a_judge_may_train_on_what_is_held_out(digits: Path) -> None:
+def test_a_judge_may_train_on_what_is_held_out(digits: Path, tmp_path: Path) -> None:
     data = PackedSet(digits)
     drawn = {int(row) for k in range(60) for row in data.draw(0, k, 60, "all")}
     assert drawn == set(range(len(data)))
     assert not set(data.indices("valid").tolist()) & {int(row) for k in range(60) for row in data.draw(0, k, 60)}
+    valid = {data.rows[row]["id"] for row in data.indices("valid").tolist()}
+    for split, wanted in (("train", False), ("all", True)):
+        config = TrainConfig(**{**SMALL, "split": split, "seen": 2048})
+        stage = Stage(data=str(digits), family="judge", conditioner=Part(id="labels"), train=config)
+        run = loop.Run(build(stage, data, {}, Recipe(stage=[stage])), data, config, tmp_path / split)
+        list(run.start())
+        seen: set[str] = set()
+        feed, batch = run.feed, run.feed.batch
+        feed.batch = lambda *a, ask=batch, into=seen: _noted(ask(*a), into)  # type: ignore[method-assign]
+        for _ in range(60):
+            run.one_round()
+        assert bool(seen & valid) == wanted
+
+
+def _noted(batch: Batch, into: set[str]) -> Batch:
+    into.update(batch.ids)
+    return batch
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -22,6 +22,10 @@ def disc(rgb: tuple[int, int, int] = RED, side: int = 64, radius: int = 20, eye:
     return out
 
 
+def never(thing: Thing, colour: Colour) -> bool:
+    return False
+
+
 def thing(name: str, zh: str, style: str = "noto", rgb: tuple[int, int, int] = RED) -> Thing:
     return Thing(f"{name}/{style}", disc(rgb), (name, zh), (name,), (zh,), style)
 
@@ -42,7 +46,11 @@ def test_the_body_takes_the_colour_and_the_rest_stays(start: tuple[int, int, int
     after = variety.recoloured(before, colour, np.random.default_rng(0))
     assert after is not None
     assert (after[..., 3] == before[..., 3]).all()
-    assert variety.shows(after, colour.en[0])
+    body = after[(after[..., 3] > 0) & (before[..., :3] != (20, 20, 20)).all(axis=2)][:, :3]
+    table = variety.oklab(np.array([c.rgb for c in COLOURS], np.uint8)[None])[0]
+    gap = np.linalg.norm(variety.oklab(body[None])[0][:, None] - table[None], axis=2)
+    assert COLOURS[np.bincount(gap.argmin(axis=1)).argmax()] == colour
+    assert not variety.belies(after, colour.en[0])
     assert (after[32, 32] == before[32, 32]).all(), "the eye stays"
 
 
@@ -71,7 +79,7 @@ def test_two_things_lie_where_the_words_say() -> None:
 def test_captions_name_both_things_and_their_colours_in_their_order() -> None:
     rng = np.random.default_rng(3)
     cat, dog = thing("cat", "猫"), thing("dog", "狗")
-    found = [made for made in (variety.composed(cat, dog, rng) for _ in range(60)) if made is not None]
+    found = [made for made in (variety.composed(cat, dog, never, rng) for _ in range(60)) if made is not None]
     assert {len(made.captions) for made in found} == {2}
     for made in found:
         english, chinese = made.captions
@@ -81,22 +89,31 @@ def test_captions_name_both_things_and_their_colours_in_their_order() -> None:
         assert "狗" in chinese
         for colour in COLOURS:
             assert any(word in english.split() for word in colour.en) == (colour.zh[0] in chinese), made.captions
-    assert variety.composed(cat, cat, rng) is None
+    assert variety.composed(cat, cat, never, rng) is None
 
 
-def test_nothing_is_said_that_names_a_held_out_picture() -> None:
+def test_nothing_is_painted_so_that_it_is_held_out() -> None:
     things = [thing("cat", "猫"), thing("dog", "狗")]
-    made = list(variety.make(things, (5, 200, 100), lambda said, style: said in ("blue cat", "a cat and a dog")))
+    made = list(variety.make(things, (5, 200, 200), lambda t, c: (t.en[0], c.en[0]) == ("cat", "blue")))
     said = [caption for item in made for caption in item.captions]
-    assert "blue cat" not in said
-    assert "a cat and a dog" not in said
-    assert "a blue cat" in said
+    assert not [caption for caption in said if "blue cat" in caption or "蓝色的猫" in caption or "蓝猫" in caption]
+    assert [caption for caption in said if "blue dog" in caption]
+    assert [caption for caption in said if "red cat" in caption]
     assert len({item.kind for item in made}) == 3
+
+
+def test_a_coloured_name_is_found_under_its_thing_and_colour() -> None:
+    labels = ("pink heart", "grey heart", "light blue heart", "large blue diamond", "black cat", "cat")
+    named = variety.coloured_names([Concept(str(i), label, "", "", "") for i, label in enumerate(labels)])
+    assert named == {
+        ("heart", "pink"): ["0"], ("heart", "grey"): ["1"], ("heart", "blue"): ["2"], ("large diamond", "blue"): ["3"],
+        ("cat", "black"): ["4"],
+    }  # fmt: skip
 
 
 def test_making_is_a_function_of_the_seed() -> None:
     things = [thing("cat", "猫"), thing("dog", "狗", rgb=(140, 76, 190))]
-    runs = [list(variety.make(things, (10, 10, 10), lambda *_: False, seed)) for seed in (0, 0, 1)]
+    runs = [list(variety.make(things, (10, 10, 10), never, seed)) for seed in (0, 0, 1)]
     same = [(a.pixels == b.pixels).all() and a.captions == b.captions for a, b in zip(runs[0], runs[1], strict=True)]
     assert all(same)
     assert any((a.pixels != b.pixels).any() for a, b in zip(runs[0], runs[2], strict=False))
@@ -108,11 +125,22 @@ def test_making_is_a_function_of_the_seed() -> None:
         ("red heart", "红心", "smileys-emotion", "heart", "heart"),
         ("cat face", "猫脸", "animals-nature", "animal-mammal", "cat"),
         ("green apple", "青苹果", "food-drink", "food-fruit", "apple"),
+        ("cucumber", "黄瓜", "food-drink", "food-vegetable", "cucumber"),
         ("grinning face", "嘿嘿", "smileys-emotion", "face-smiling", None),
         ("flag: Chad", "旗: 乍得", "flags", "country-flag", None),
     ],
 )
 def test_a_thing_is_named_without_its_colour(label: str, zh: str, group: str, subgroup: str, en: str | None) -> None:
-    english, chinese = variety.nouns(Concept("1F600", label, zh, group, subgroup), [label, zh])
+    english, chinese = variety.nouns(Concept("1F600", label, zh, group, subgroup, ["weather"], ["黄"]))
     assert (english[0] if english else None) == en
     assert bool(chinese) == bool(english)
+    assert chinese in ((), ("心",), ("猫",), ("青苹果",), ("黄瓜",))
+
+
+@pytest.mark.parametrize(
+    ("rgb", "word", "lies"),
+    [((215, 60, 60), "red", False), ((60, 110, 220), "red", True), ((128, 170, 240), "blue", False),
+     ((90, 60, 140), "black", False), ((200, 200, 205), "white", False), ((60, 160, 70), "purple", True)],
+)  # fmt: skip
+def test_a_name_belies_its_picture_only_where_the_hue_is_plainly_another(rgb, word: str, lies: bool) -> None:
+    assert variety.belies(disc(rgb), word) == lies

@@ -159,6 +159,10 @@ SAYS_NOTHING = {
 }  # fmt: skip
 
 
+NAMES_MAX, WORDS_MAX = 20_000, 200_000
+"""Of a vocabulary's file, so that a set of a million captions still makes a package."""
+
+
 class Vocabulary(Strict):
     """What the captions of a training said."""
 
@@ -174,7 +178,7 @@ class Vocabulary(Strict):
         for row in (data.rows[i] for i in data.indices("train").tolist()):
             names |= set() if "made" in row else set(row["captions"][:2])
             words |= {word for caption in row["captions"] for word in said(caption)}
-        return cls(names=sorted(names), words=sorted(words))
+        return cls(names=sorted(names)[:NAMES_MAX], words=sorted(words)[:WORDS_MAX])
 
     def dump(self) -> bytes:
         return self.model_dump_json().encode()
@@ -253,8 +257,9 @@ class Text:
         chinese = any(HAN.match(letter) for letter in text)
         names = [name for name in self.vocabulary.names if bool(HAN.search(name)) == chinese] or self.vocabulary.names
         typed = difflib.get_close_matches(text.casefold(), names, most, cutoff=0.75)
-        vectors = self.memory.vectors([text, *names])
-        order = (vectors[1:] @ vectors[0]).argsort(descending=True).tolist()
+        wanted = self.memory.vectors([text])[0]
+        close = [self.memory.vectors(names[first : first + 512]) @ wanted for first in range(0, len(names), 512)]
+        order = torch.cat(close).argsort(descending=True).tolist()
         return list(dict.fromkeys([*typed, *(names[i] for i in order[:most])]))[:most]
 
     @property
@@ -328,11 +333,14 @@ class Memory:
             part = order[first : first + chunk]
             pooled, feats = self._embedded([rows[i] for i in part])
             for at, i in enumerate(part):
-                self._keep(wanted[i], len(rows[i]) - 2, pooled[at], feats[at])
+                if len(rows[i]) > 2:
+                    self._keep(wanted[i], len(rows[i]) - 2, pooled[at], feats[at])
+                else:
+                    self.slots[wanted[i]] = 0
             yield first + len(part)
 
     def _embedded(self, rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-        """Vectors (b, d) and features (b, n, d) of rows of token ids; the encoder reads the beginning of longer ones."""
+        """Vectors (b, d) and features (b, n, d) of rows of token ids; of longer ones the beginning is read."""
         room = self.codec.spec.shape[0]
         rows = [np.append(ids[: room - 1], ids[-1]) if len(ids) > room else ids for ids in rows]
         padded = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(ids) for ids in rows], batch_first=True)

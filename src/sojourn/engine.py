@@ -222,16 +222,16 @@ class Model:
             # A sum near zero would blow the pull up: from there on weights count as they are.
             total = max(sum(segment.weight for segment in first.segments), 0.1)
             terms = [
-                (call([Prompt.plain(segment.text, prompt.style) for prompt in prompts]), segment.weight / total)
+                (
+                    self._stirred(call([Prompt.plain(segment.text, prompt.style) for prompt in prompts]), request),
+                    segment.weight / total,
+                )
                 for segment in first.segments
             ]
             guides.append(guidance.weights(terms))
             cond = terms[0][0]  # the guide's terms take its place in the walk
         else:
-            cond = call([Prompt.plain(prompt.text, prompt.style) for prompt in prompts])
-            if first.chaos and cond.pooled is not None:
-                eps = Noise(request.seeds).draw("chaos", cond.pooled.shape[1:])
-                cond = guidance.stirred(cond, eps, first.chaos)
+            cond = self._stirred(call([Prompt.plain(prompt.text, prompt.style) for prompt in prompts]), request)
         if first.no:
             guides.append(guidance.negative(call([Prompt.plain(", ".join(p.no), p.style) for p in prompts])))
         if request.source is not None:
@@ -239,6 +239,14 @@ class Model:
         elif request.mask is not None:
             raise InvalidInput("a mask needs a source picture; give both")
         return cond, guides
+
+    @staticmethod
+    def _stirred(cond: Cond, request: Request) -> Cond:
+        """The condition moved by --chaos, each row in a direction that its seed fixes."""
+        chaos = request.prompts[0].chaos
+        if not chaos or cond.pooled is None:
+            return cond
+        return guidance.stirred(cond, Noise(request.seeds).draw("chaos", cond.pooled.shape[1:]), chaos)
 
     def _edits(self, request: Request) -> list[Guide]:
         if "denoise" not in self.family.guides:

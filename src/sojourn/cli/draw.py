@@ -75,7 +75,7 @@ def _keep(results: Pictures, out: Path, text: str, as_json: bool) -> None:
     """Write the pictures and their grid, and say where they are."""
     first = f"{time.strftime('%Y%m%d-%H%M%S')}-{slug(text)}"
     stems = itertools.chain([first], (f"{first}-{again}" for again in itertools.count(2)))
-    stem = next(stem for stem in stems if not (out / f"{stem}-grid.png").exists())
+    stem = next(stem for stem in stems if not (out / f"{stem}-1.png").exists())
     files = [item.save(out / f"{stem}-{i + 1}.png") for i, item in enumerate(results)]
     grid = results.save_grid(out / f"{stem}-grid.png")
     if as_json:
@@ -115,7 +115,7 @@ VARY = {False: 0.45, True: 0.75}
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--strong", is_flag=True, help="Keep the idea only. Default: subtle, the layout stays too.")
 @click.option("--prompt", "words", help="Other words than the picture's own; needed for one that Sojourn did not draw.")
-@click.option("-n", "count", type=click.IntRange(1, 64), default=4, help="How many. Default: 4.")
+@click.option("-n", "count", type=click.IntRange(1, 64), help="How many. Default: 4.")
 @click.option("--seed", type=click.IntRange(0, 2**53 - 1), help="Seed of the first. Default: drawn at random.")
 @click.option("--model", help="Package to draw from. Default: the picture's own.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out"), help="Folder for the files. Default: out.")
@@ -125,7 +125,7 @@ def vary(
     file: Path,
     strong: bool,
     words: str | None,
-    count: int,
+    count: int | None,
     seed: int | None,
     model: str | None,
     out: Path,
@@ -138,10 +138,12 @@ def vary(
 
     picture = load_picture(file)
     prompt = parsed(words) if words is not None else engine.asked(file)
-    loaded = engine.load(model) if model else engine.drawn_by(file, prompt.model or DEFAULT)
-    request = loaded.request(
-        prompt.model_copy(update={"seed": seed, "n": count, "model": None}), source=picture, strength=VARY[strong]
-    )
+    chosen = model or (prompt.model if words is not None else None)
+    loaded = engine.load(chosen) if chosen else engine.drawn_by(file, DEFAULT)
+    if words is None:  # the picture's own number and seed are not those of its variations
+        prompt = prompt.model_copy(update={"n": None, "seed": None})
+    given = {"n": count or prompt.n, "seed": prompt.seed if seed is None else seed, "model": None}
+    request = loaded.request(prompt.model_copy(update=given), source=picture, strength=VARY[strong])
     _writable(out)
     results = _show(loaded, request, live=not (as_json or quiet) and sys.stdout.isatty())
     _keep(results, out, prompt.text, as_json)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sojourn.cli.say import console, follow, say
+from sojourn.cli.say import console, follow, say, warn
 from sojourn.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def evaluate(
     features are never to be compared.
     """
     from sojourn.measure import report
-    from sojourn.measure.evaluate import Bench, Findings, compare, evaluate
+    from sojourn.measure.evaluate import Bench, Findings, Judged, compare, evaluate
     from sojourn.measure.features import load_features
 
     found: list[Any] = []
@@ -65,17 +65,20 @@ def evaluate(
         from sojourn import package as packages
         from sojourn.data.dataset import PackedSet
         from sojourn.engine import load
-        from sojourn.errors import NotFound
+        from sojourn.errors import DataError, NotFound
         from sojourn.train.build import find_set
 
         data = PackedSet(find_set(name))
+        bench = Bench(data, load_features(features), None, count, seed)
         try:
-            referee = packages.load(packages.find(judge))
-        except NotFound:
+            bench.judge = packages.load(packages.find(judge))
+            Judged(bench)
+        except (NotFound, DataError) as error:
             if judge != "judge":
                 raise
-            referee = None
-        bench = Bench(data, load_features(features), referee, count, seed)
+            bench.judge = None
+            if isinstance(error, DataError):
+                warn("the default judge is left out: {why}", why=error.localised())
         follow(kept(evaluate([load(target) for target in targets], bench, steps)), as_json=False)
         title = f"{', '.join(targets)} / {name}"
     path = report.write(found, out, title)

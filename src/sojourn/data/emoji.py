@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from sojourn.data.concepts import HELD_OUT, Captions, Concept, forms_zh, held_out, read_concepts, split
+from sojourn.data.concepts import HELD_OUT, Captions, Concept, held_out, read_concepts, split
 from sojourn.data.dataset import Item, LabelColumn, SetInfo, SetWriter
 from sojourn.data.fxemoji import DRAWS
 from sojourn.data.icons import IconSet, code, draw_bitmap, draw_svg, match
 from sojourn.data.npm import NpmPackage, fetch, members
 from sojourn.data.styles import COLOUR_STYLES
-from sojourn.data.variety import COLOUR_EN, COLOUR_ZH, Thing, make, nouns, shows
+from sojourn.data.variety import COLOUR_EN, COLOUR_ZH, Colour, Thing, belies, coloured_names, make, nouns
 from sojourn.errors import DataError
 from sojourn.schema import Done, Event, Log, Progress, Source
 
@@ -274,7 +274,7 @@ def _pack(
             name, said = f"{picture.hex}/{picture.style}", true_captions(concept, picture, pixels)
             if split(concept.hex, picture.style) == "train":
                 base = picture.hex == concept.hex and picture.style in COLOUR_STYLES
-                en, zh = nouns(concept, picture.captions) if base else ((), ())
+                en, zh = nouns(concept) if base else ((), ())
                 things.append(Thing(name, pixels, tuple(said), en, zh, picture.style, picture.weight))
             writer.add(
                 Item(
@@ -299,7 +299,7 @@ def true_captions(concept: Concept, picture: Picture, pixels: np.ndarray) -> lis
     named = COLOUR_EN.match(concept.en)
     if named is None or picture.style not in COLOUR_STYLES or concept.group == "flags":
         return picture.captions
-    if shows(pixels, named[0].split()[-1]):
+    if not belies(pixels, named[0].split()[-1]):
         return picture.captions
     return [c for c in picture.captions if not COLOUR_EN.search(c) and not COLOUR_ZH.search(c)] or picture.captions
 
@@ -308,14 +308,10 @@ def _add_made(
     writer: SetWriter, concepts: list[Concept], things: list[Thing], counts: tuple[int, int, int]
 ) -> Iterator[Event]:
     """Append the pictures made from those in training, weighted so that each kind takes its share of the draws."""
-    hidden: dict[str, list[str]] = {}
-    for concept in concepts:
-        for name in (concept.en.casefold(), concept.zh, *forms_zh(concept.zh, concept.subgroup)):
-            hidden.setdefault(name, []).append(concept.hex)
+    named = coloured_names(concepts)
 
-    def is_hidden(said: str, style: str) -> bool:
-        name = said.casefold().removeprefix("an ").removeprefix("a ")
-        return any(held_out(points, style) for points in hidden.get(name, ()))
+    def is_hidden(thing: Thing, colour: Colour) -> bool:
+        return any(held_out(points, thing.style) for points in named.get((thing.en[0], colour.en[0]), ()))
 
     found = list(make(things, counts, is_hidden))
     total = sum(thing.weight for thing in things)

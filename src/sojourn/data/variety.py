@@ -62,6 +62,16 @@ COLOUR_EN = re.compile(rf"\b(?:light |dark )?(?:{'|'.join(word for c in COLOURS 
 COLOUR_ZH = re.compile("[浅深]?(?:红|橙|橘|黄|绿|蓝|紫|粉红|粉|棕|褐|黑|白|灰)色?的?")
 
 
+COMMONER = {
+    "automobile": ("car", "轿车"), "oncoming automobile": ("car", "汽车"), "sport utility vehicle": ("car", "汽车"),
+    "bicycle": ("bike", "单车"), "airplane": ("plane", "客机"), "passenger ship": ("ship", "轮船"),
+    "sailboat": ("boat", "小船"), "motorcycle": ("motorbike", "摩托"), "t-shirt": ("shirt", "衬衫"),
+    "mobile phone": ("phone", "手机"), "hatching chick": ("chick", "小鸡"), "baby chick": ("chick", "小鸡"),
+    "evergreen tree": ("tree", "树"), "deciduous tree": ("tree", "树"), "teacup without handle": ("cup", "杯子"),
+}  # fmt: skip
+"""Plain labels and what people call the thing more often."""
+
+
 @dataclass(frozen=True)
 class Thing:
     """A picture with what it may be called when its colour is said apart."""
@@ -71,6 +81,7 @@ class Thing:
     """uint8 (h, w, 4), straight alpha."""
     captions: tuple[str, ...]
     en: tuple[str, ...]
+    """Names without a colour; the first is the label's."""
     zh: tuple[str, ...]
     style: str
     weight: float = 1.0
@@ -86,35 +97,50 @@ class Made:
     things: tuple[Thing, ...]
 
 
-def nouns(concept: Concept, captions: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def nouns(concept: Concept) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What a concept's thing is called without its colour, in English and Chinese; () where it is no single thing.
 
-    Labels without a colour word or a trailing "face", and the one- or two-word tags among its captions.
+    The label without a colour word or a trailing "face", and for a few things the commoner word.
     """
     if (concept.group not in COUNTABLE and concept.subgroup not in COUNTABLE_SUBGROUPS) or concept.subgroup == "time":
         return (), ()
     if ":" in concept.en or "button" in concept.en:
         return (), ()
-    tags = [c for c in dict.fromkeys(captions) if c in (*concept.tags_en, *concept.tags_zh)]
-    english = [concept.en, *(t for t in tags if t.isascii() and " " not in t and t.isalpha())]
-    chinese = [concept.zh, *(t for t in tags if not t.isascii() and len(t) <= 4)]
-    found_en = (" ".join(COLOUR_EN.sub("", word).split()).removesuffix(" face") for word in english)
-    found_zh = (COLOUR_ZH.sub("", word).removesuffix("脸") for word in chinese)
-    en, zh = ([w for w in words if w] for words in (found_en, found_zh))
-    return _led(en), _led(zh)
+    en = plain(concept.en)
+    # 黄瓜 is no melon of a colour: the Chinese name loses a colour only where the English one did.
+    zh = COLOUR_ZH.sub("", concept.zh, count=1) if COLOUR_EN.search(concept.en) else concept.zh
+    if concept.en.endswith(" face"):
+        zh = zh.removesuffix("脸")
+    if not en or not zh:
+        return (), ()
+    also = COMMONER.get(en)
+    return ((en, also[0]), (zh, also[1])) if also else ((en,), (zh,))
 
 
-def _led(words: list[str]) -> tuple[str, ...]:
-    """The words with the first, the label, as often as twice all others."""
-    return tuple(words[:1] * max(1, 2 * (len(words) - 1)) + words[1:])
+def plain(label: str) -> str:
+    """An English label without its colour words and a trailing "face"."""
+    return " ".join(COLOUR_EN.sub("", label).split()).removesuffix(" face")
+
+
+def coloured_names(concepts: Sequence[Concept]) -> dict[tuple[str, str], list[str]]:
+    """(plain label, colour) -> hexcodes, of every concept whose label names a colour: a red heart painted blue is one.
+
+    Shades count as their colour, and "gray" as "grey".
+    """
+    out: dict[tuple[str, str], list[str]] = {}
+    for concept in concepts:
+        for word in COLOUR_EN.findall(concept.en):
+            colour = next(c for c in COLOURS if word.split()[-1] in c.en)
+            out.setdefault((plain(concept.en), colour.en[0]), []).append(concept.hex)
+    return out
 
 
 def make(
-    things: Sequence[Thing], counts: tuple[int, int, int], hidden: Callable[[str, str], bool], seed: int = 0
+    things: Sequence[Thing], counts: tuple[int, int, int], hidden: Callable[[Thing, Colour], bool], seed: int = 0
 ) -> Iterator[Made]:
     """New pictures by a fixed seed: `counts` moved, recoloured and composed ones, fewer where a draw does not do.
 
-    hidden(words, style) says which names belong to held-out pictures: no caption may be one of those.
+    hidden(thing, colour) says that a thing in a colour would be a held-out picture's subject: it is never painted so.
     """
     rng = np.random.default_rng(seed)
     share = np.cumsum([thing.weight for thing in things])
@@ -129,20 +155,18 @@ def make(
     for _ in range(recoloured_count if named else 0):
         thing = named[rng.integers(len(named))]
         colour = COLOURS[rng.integers(len(COLOURS))]
-        pixels = recoloured(thing.pixels, colour, rng)
+        pixels = None if hidden(thing, colour) else recoloured(thing.pixels, colour, rng)
         if pixels is None:
             continue
         if rng.random() < 0.3:
             pixels = moved(pixels, rng)
-        captions = [said for said in coloured_captions(thing, colour, rng) if not hidden(said, thing.style)]
-        if captions:
-            yield Made("recoloured", pixels, captions, (thing,))
+        yield Made("recoloured", pixels, coloured_captions(thing, colour, rng), (thing,))
     for _ in range(composed_count if named else 0):
         first = named[rng.integers(len(named))]
         others = by_style[first.style]
         second = others[rng.integers(len(others))]
-        made = composed(first, second, rng)
-        if made is not None and not any(hidden(said, first.style) for said in made.captions):
+        made = composed(first, second, hidden, rng)
+        if made is not None:
             yield made
 
 
@@ -153,7 +177,9 @@ def coloured_captions(thing: Thing, colour: Colour, rng: np.random.Generator) ->
     return [f"{c} {en}", article(f"{c} {en}"), f"{colour.zh[0]}的{zh}", f"{z}{zh}"]
 
 
-def composed(first: Thing, second: Thing, rng: np.random.Generator) -> Made | None:
+def composed(
+    first: Thing, second: Thing, hidden: Callable[[Thing, Colour], bool], rng: np.random.Generator
+) -> Made | None:
     """Two things of one style on one ground, beside or above each other, often in colours of their own."""
     if set(first.en) & set(second.en) or set(first.zh) & set(second.zh):
         return None
@@ -162,7 +188,7 @@ def composed(first: Thing, second: Thing, rng: np.random.Generator) -> Made | No
     colours = rng.choice(len(COLOURS), 2, replace=False)
     for thing, at in zip((first, second), colours, strict=True):
         colour = COLOURS[at]
-        painted = recoloured(thing.pixels, colour, rng) if coloured else None
+        painted = recoloured(thing.pixels, colour, rng) if coloured and not hidden(thing, colour) else None
         pixels.append(thing.pixels if painted is None else painted)
         name, said = pick(rng, thing.en), pick(rng, thing.zh)
         en.append(article(name if painted is None else f"{pick(rng, colour.en)} {name}"))
@@ -266,13 +292,16 @@ def main_hue(hue: np.ndarray, weight: np.ndarray) -> float:
     return float(bins[int(np.argmax(smooth))] + np.pi / 36)
 
 
-def shows(pixels: np.ndarray, word: str) -> bool:
-    """Whether a fair part of the picture is nearer to the colour of this English name than to any other."""
-    index = next(i for i, c in enumerate(COLOURS) if word in c.en)
-    table = oklab(np.array([c.rgb for c in COLOURS], np.uint8)[None])[0]
-    visible = pixels[pixels[..., 3] > 127][:, :3]
-    gap = np.linalg.norm((oklab(visible[None])[0][:, None] - table[None]) * [0.5, 1, 1], axis=2)  # (n, colours)
-    return bool((gap.argmin(axis=1) == index).mean() > 0.25)
+def belies(pixels: np.ndarray, word: str) -> bool:
+    """Whether the picture is plainly of another hue than the colour of this English name; black to white: never."""
+    colour = next(c for c in COLOURS if word in c.en)
+    wanted = oklab(np.array(colour.rgb, np.uint8)[None])[0]
+    if np.hypot(*wanted[1:]) < PALE:
+        return False
+    lab = oklab(pixels[pixels[..., 3] > 127][:, :3])
+    chroma, hue = np.hypot(lab[:, 1], lab[:, 2]), np.arctan2(lab[:, 2], lab[:, 1])
+    gap = np.abs(np.angle(np.exp(1j * (hue - np.arctan2(wanted[2], wanted[1])))))
+    return bool((chroma > PALE).mean() > 0.3 and (gap[chroma > PALE] < SPREAD).mean() < 0.1)
 
 
 TO_LMS = np.array([[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566],

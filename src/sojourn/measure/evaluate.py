@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sojourn import config as configs
 from sojourn.codecs.image import ImageCodec
-from sojourn.conditioners import STYLE
+from sojourn.conditioners import HAN, STYLE
 from sojourn.data.dataset import PackedSet
 from sojourn.data.styles import COLOUR_STYLES
 from sojourn.engine import ROWS_MAX, Model
@@ -87,6 +87,8 @@ class Bench:
         self.plain = ImageCodec({"height": height, "width": width, "channels": 3, "background": "white"})
         self.real = np.array([i for i, row in enumerate(self.data.rows) if "made" not in row])
         """Rows that are no pictures made from others."""
+        stamp = (self.data.folder / "data.bin").stat()
+        self.key = [self.data.info.model_dump_json(), str(stamp.st_size), str(stamp.st_mtime_ns)]
         self.column = next((c.name for c in self.data.info.labels if c.name != STYLE), None)
         """What the judge must find in a picture."""
 
@@ -96,16 +98,24 @@ class Bench:
 
     def embedded(self, rows: np.ndarray) -> np.ndarray:
         """Features of pictures of the set, kept between calls."""
-        info = self.data.info
-        return remembered(self.features, [info.model_dump_json()], self.cache, self.pictures, rows)
+        return remembered(self.features, self.key, self.cache, self.pictures, rows)
 
     def groups(self) -> list[Group]:
-        """Up to `count` rows each, drawn by the seed: seen in training; held out, by kind where the set tells kinds."""
+        """Up to `count` rows each, drawn by the seed: seen in training; held out, by kind where the set tells kinds.
+
+        Of a family of rows (skin tones of one emoji) only the first counts, so that none weighs more than the others.
+        """
         split, rows = self.data.split, self.data.rows
+        told = any(row.get("held_out") for row in rows)
         kinds: dict[str, list[int]] = {"seen": []}
         for i in self.real.tolist():
-            kind = str(rows[i].get("held_out") or ("seen" if split[i] == 0 else "held-out"))
-            kinds.setdefault(kind if kind in ("seen", "held-out") else f"held-out-{kind}", []).append(i)
+            if rows[i].get("hex", rows[i]["group"]) != rows[i]["group"]:
+                continue
+            kind = rows[i].get("held_out")
+            if split[i] == 0:
+                kinds["seen"].append(i)
+            elif kind or not told:
+                kinds.setdefault(f"held-out-{kind}" if kind else "held-out", []).append(i)
         rng = np.random.default_rng([self.seed, 1])
         out = []
         for name, found in kinds.items():
@@ -113,16 +123,25 @@ class Bench:
                 out.append(Group(name, np.sort(rng.permutation(found)[: self.count])))
         return out
 
-    def prompts(self, rows: np.ndarray) -> tuple[list[Prompt], np.ndarray]:
-        """A prompt for each row, its first or its second caption in turn, and whether it is Chinese (b,)."""
+    def prompts(self, rows: np.ndarray, column: str | None) -> tuple[list[Prompt], np.ndarray]:
+        """A prompt for each row, and whether it is Chinese (b,).
+
+        The name of the row's label in `column`, as in training; without a column its first and second caption in turn.
+        """
         out, chinese = [], []
         for turn, row in enumerate(rows.tolist()):
             meta = self.data.rows[row]
-            captions = meta["captions"] or [self.data.label_name(row, self.column) or "" if self.column else ""]
+            captions = meta["captions"] or [""]
             text = captions[turn % 2 if len(captions) > 1 else 0]
+            if column is not None:
+                text = self.data.label_name(row, column) or ""
             out.append(Prompt.plain(text, meta.get("style")))
-            chinese.append(any("\u4e00" <= letter <= "\u9fff" for letter in text))
+            chinese.append(HAN.search(text) is not None)
         return out, np.array(chinese)
+
+    def families(self, rows: np.ndarray) -> list[str]:
+        """The group of each row: rows of one are not independent."""
+        return [str(self.data.rows[row]["group"]) for row in rows.tolist()]
 
 
 def evaluate(models: Sequence[Model], bench: Bench, steps: int | None = None) -> Iterator[Event | Findings]:
@@ -135,7 +154,7 @@ def evaluate(models: Sequence[Model], bench: Bench, steps: int | None = None) ->
         found = Findings(model.card.name, model.card.identity)
         for group in groups:
             yield from _group(model, group, bench, judge, found, steps)
-        yield from _variety(model, groups[0], bench, found, steps)
+        yield from _variety(model, bench, found, steps)
         if model.card.codec.id == "latent":
             yield from _autoencoder(model, groups, bench, found)
         yield found
@@ -145,7 +164,8 @@ def _group(
     model: Model, group: Group, bench: Bench, judge: Judged | None, found: Findings, steps: int | None
 ) -> Iterator[Event]:
     """Scores of one group's prompts."""
-    prompts, chinese = bench.prompts(group.rows)
+    prompts, chinese = bench.prompts(group.rows, getattr(model.package.conditioner, "column", None))
+    families = bench.families(group.rows)
     begun = time.monotonic()
     drawn = []
     for part in drawings(model, prompts, bench.seed, steps):
@@ -166,18 +186,27 @@ def _group(
         yield _too_few(f"{group.name}/KID-{name}", len(a), "kid")
     if len(a) >= LEAST["fd"]:
         found.add(f"{group.name}/FD-{name}", scores.frechet(a, b), note=f"{len(a)} pictures")
+    else:
+        yield _too_few(f"{group.name}/FD-{name}", len(a), "fd")
     if len(a) >= LEAST["precision"]:
         precision, recall = scores.precision_recall(a, b)
         found.add(f"{group.name}/precision-{name}", precision)
         found.add(f"{group.name}/recall-{name}", recall)
+    else:
+        yield _too_few(f"{group.name}/precision-{name}", len(a), "precision")
     train = bench.real[bench.data.split[bench.real] == 0]
     held = bench.real[bench.data.split[bench.real] != 0]
     if len(held) >= LEAST["kid"]:
         yield Progress(done=0, total=1, unit="groups", text="looking for copies of training pictures")
         near, bar = scores.near_copies(b, bench.embedded(train), bench.embedded(held))
-        found.add(f"{group.name}/near-copies-{name}", float(near.mean()), _share(near), f"nearer than {bar:.3g}")
+        found.add(
+            f"{group.name}/near-copies-{name}",
+            float(near.mean()),
+            scores.interval(near, families),
+            f"nearer than {bar:.3g}",
+        )
     if judge is not None:
-        judge.add(group, fakes, reals, chinese, found)
+        judge.add(group, fakes, reals, chinese, families, found)
     found.sheets.append(_sheet(group, prompts, reals, fakes))
 
 
@@ -191,8 +220,23 @@ class Judged:
         if "classify" not in self.package.family.can:
             raise InvalidInput('"{name}" is no judge; train one: sojourn train judge', name=self.package.card.name)
         self.columns = dict(self.package.conditioner.config["columns"])
+        spec, (height, width, _) = self.package.family.spec, bench.data.info.shape
+        if spec.shape[1:] != (height, width) or spec.shape[0] not in (1, 3):
+            raise DataError(
+                "the judge looks at pictures {wanted}, these are {found}; train one on this set",
+                wanted=spec.shape, found=(3, height, width),
+            )  # fmt: skip
+        for column in bench.data.info.labels:
+            strange = set(column.values) - set(self.columns.get(column.name, column.values))
+            if strange:
+                raise DataError(
+                    'the judge does not know "{name}" of column "{column}"; train one on this set',
+                    name=min(strange), column=column.name,
+                )  # fmt: skip
 
-    def add(self, group: Group, fakes: Tensor, reals: Tensor, chinese: np.ndarray, found: Findings) -> None:
+    def add(
+        self, group: Group, fakes: Tensor, reals: Tensor, chinese: np.ndarray, families: list[str], found: Findings
+    ) -> None:
         """R@1 of 50 and style accuracy of fakes and of the real pictures of the same rows."""
         bench = self.bench
         mine, theirs = self.opinions(fakes), self.opinions(reals)
@@ -203,28 +247,25 @@ class Judged:
             found.add(
                 f"{group.name}/R@1",
                 float(right.mean()),
-                _share(right),
+                scores.interval(right, families),
                 f"of {min(RIVALS + 1, len(self.columns[bench.column]))}, {name}",
             )
-            found.add(f"{group.name}/R@1-real", float(real.mean()), _share(real), "the real pictures of these prompts")
+            span = scores.interval(real, families)
+            found.add(f"{group.name}/R@1-real", float(real.mean()), span, "the real pictures of these prompts")
             for language, rows in (("en", ~chinese), ("zh", chinese)):
                 if rows.sum() >= LEAST["r1"] and chinese.any():
-                    found.add(f"{group.name}/R@1-{language}", float(right[rows].mean()), _share(right[rows]))
+                    span = scores.interval(right[rows], [f for f, row in zip(families, rows, strict=True) if row])
+                    found.add(f"{group.name}/R@1-{language}", float(right[rows].mean()), span)
         if STYLE in self.columns:
             asked = self.labels(group.rows, STYLE)
             right, real = ((opinion[STYLE].argmax(1).numpy() == asked) for opinion in (mine, theirs))
-            found.add(f"{group.name}/style", float(right.mean()), _share(right), name)
-            found.add(f"{group.name}/style-real", float(real.mean()), _share(real))
+            found.add(f"{group.name}/style", float(right.mean()), scores.interval(right, families), name)
+            found.add(f"{group.name}/style-real", float(real.mean()), scores.interval(real, families))
 
     @torch.no_grad()
     def opinions(self, pictures: Tensor) -> dict[str, Tensor]:
         """Logits by column, (b, classes)."""
         family = self.package.family.eval()
-        if family.spec.shape[1:] != pictures.shape[2:] or family.spec.shape[0] not in (1, 3):
-            raise DataError(
-                "the judge looks at pictures {wanted}, these are {found}; train one on this set",
-                wanted=family.spec.shape, found=tuple(pictures.shape[1:]),
-            )  # fmt: skip
         if family.spec.shape[0] == 1:
             pictures = pictures.mean(dim=1, keepdim=True)
         parts = [family.classify(part) for part in torch.split(pictures, 256)]
@@ -233,11 +274,7 @@ class Judged:
     def labels(self, rows: np.ndarray, column: str) -> np.ndarray:
         """The judge's number of each row's label."""
         index = {value: i for i, value in enumerate(self.columns[column])}
-        names = [self.bench.data.label_name(int(row), column) for row in rows]
-        missing = next((name for name in names if name not in index), None)
-        if missing is not None:
-            raise DataError('the judge does not know "{name}" of column "{column}"', name=missing, column=column)
-        return np.array([index[str(name)] for name in names])
+        return np.array([index[str(self.bench.data.label_name(int(row), column))] for row in rows])
 
     def among(self, logits: Tensor, asked: np.ndarray) -> np.ndarray:
         """Whether the asked class scores above RIVALS others, drawn by the seed: (b,) bool."""
@@ -251,7 +288,7 @@ class Judged:
         return np.array(right)
 
 
-def _variety(model: Model, group: Group, bench: Bench, found: Findings, steps: int | None) -> Iterator[Event]:
+def _variety(model: Model, bench: Bench, found: Findings, steps: int | None) -> Iterator[Event]:
     """How far apart the pictures of one prompt are, without a style, against the real styles of that concept."""
     if bench.column is None or not model.styles:
         return
@@ -275,14 +312,16 @@ def _variety(model: Model, group: Group, bench: Bench, found: Findings, steps: i
         ours.append(float(scores.diversity(a[None])[0]))
         theirs.append(float(scores.diversity(bench.embedded(np.array(several))[None])[0]))
     name = bench.features.name
-    found.add(f"variety-{name}", float(np.mean(ours)), scores.interval(np.array(ours), np.mean), f"{SEEDS} seeds")
+    found.add(f"variety-{name}", float(np.mean(ours)), scores.interval(np.array(ours)), f"{SEEDS} seeds")
     found.add(f"variety-real-{name}", float(np.mean(theirs)), None, "between real styles")
 
 
 @torch.no_grad()
 def _autoencoder(model: Model, groups: Sequence[Group], bench: Bench, found: Findings) -> Iterator[Event]:
     """What is lost between a held-out picture and its latent's decoding."""
-    rows = np.concatenate([group.rows for group in groups if group.name != "seen"] or [groups[0].rows])[: bench.count]
+    held = [group.rows for group in groups if group.name != "seen"]
+    rows = np.concatenate(held or [groups[0].rows])[: bench.count]
+    note = "held-out pictures" if held else "pictures seen in training"
     psnr, similar, apart = [], [], []
     for at, part in enumerate(np.array_split(rows, max(1, len(rows) // 32))):
         yield Progress(done=at * 32, total=len(rows), unit="pictures", text=f"{found.name}, autoencoder")
@@ -296,9 +335,7 @@ def _autoencoder(model: Model, groups: Sequence[Group], bench: Bench, found: Fin
     for name, parts in (("PSNR", psnr), ("SSIM", similar), ("perceptual-EffLite0", apart)):
         if parts:
             values = torch.cat(parts).double().numpy()
-            found.add(
-                f"autoencoder/{name}", float(values.mean()), scores.interval(values, np.mean), "held-out pictures"
-            )
+            found.add(f"autoencoder/{name}", float(values.mean()), scores.interval(values), note)
 
 
 def drawings(model: Model, prompts: Sequence[Prompt], seed: int, steps: int | None) -> Iterator[Tensor]:
@@ -350,9 +387,9 @@ def compare(folders: Sequence[Path], features: Features) -> Iterator[Event | Fin
     else:
         yield _too_few(f"FD-{features.name}", least, "fd")
     if least >= LEAST["precision"]:
-        precision, recall = scores.precision_recall(a, b)
-        found.add(f"precision-{features.name}", precision, note="share of the second among the first")
-        found.add(f"recall-{features.name}", recall, note="share of the first among the second")
+        precision, recall = scores.precision_recall(real=b, fake=a)
+        found.add(f"precision-{features.name}", precision, note=f"share of {folders[0].name} within {folders[1].name}")
+        found.add(f"recall-{features.name}", recall, note=f"share of {folders[1].name} within {folders[0].name}")
     else:
         yield _too_few(f"precision-{features.name}", least, "precision")
     yield found
@@ -373,13 +410,6 @@ def _folder(path: Path) -> Tensor:
     if odd is not None:
         raise InvalidInput('"{path}" is of another size than the others; make them alike first', path=odd)
     return torch.stack(found)
-
-
-def _share(right: np.ndarray) -> tuple[float, float]:
-    """95 % interval of a share. Source: Wilson 1927."""
-    n, p, z = len(right), float(right.mean()), 1.96
-    middle, spread = p + z * z / (2 * n), z * float(np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)))
-    return (middle - spread) / (1 + z * z / n), (middle + spread) / (1 + z * z / n)
 
 
 def _too_few(name: str, count: int, kind: str) -> Log:

@@ -1,4 +1,4 @@
-"""Nets that turn pictures into feature vectors for measuring: EfficientNet-Lite0, a judge, or a file of your own.
+"""Nets that turn pictures into feature vectors for measuring: EfficientNet-Lite0, or a file of your own.
 
 Every result says whose features it used; numbers from different features are never compared.
 """
@@ -42,9 +42,9 @@ class EffLite0:
 
     side: int = 128
     name: str = "EffLite0"
-    identity: str = "efficientnet-lite0-57934424/128"
 
     def __post_init__(self) -> None:
+        self.identity = f"efficientnet-lite0-57934424/{self.side}"
         self.net = efficientnet()
 
     @torch.no_grad()
@@ -92,7 +92,7 @@ def enlarged(pictures: Tensor, side: int) -> Tensor:
 
 @dataclass
 class Scripted:
-    """A TorchScript file that maps (b, 3, h, w) in [-1, 1] to (b, d): standard Inception weights, or your own."""
+    """A TorchScript file that maps (b, 3, h, w) in [-1, 1] to (b, d)."""
 
     path: Path
 

@@ -5,7 +5,7 @@ Features are (n, d) float64 arrays, one row a picture; every score says so by th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import linalg
@@ -32,11 +32,22 @@ def kid(a: Array, b: Array) -> float:
 
     Kernel (x.y / d + 1)^3. Source: Binkowski et al. 2018, sec. 4 and eq. 4.
     """
-    d = a.shape[1]
-    aa, bb, ab = ((x @ y.T / d + 1) ** 3 for x, y in ((a, a), (b, b), (a, b)))
     n, m = len(a), len(b)
-    within = (aa.sum() - np.trace(aa)) / (n * (n - 1)) + (bb.sum() - np.trace(bb)) / (m * (m - 1))
-    return float(within - 2 * ab.mean())
+    within = (_kernel(a, a) - _diagonal(a)) / (n * (n - 1)) + (_kernel(b, b) - _diagonal(b)) / (m * (m - 1))
+    return float(within - 2 * _kernel(a, b) / (n * m))
+
+
+def _kernel(a: Array, b: Array) -> float:
+    """Sum of the kernel over all pairs, in parts that fit memory."""
+    return float(sum(((part @ b.T / a.shape[1] + 1) ** 3).sum() for part in _parts(a)))
+
+
+def _diagonal(a: Array) -> float:
+    return float((((a**2).sum(axis=1) / a.shape[1] + 1) ** 3).sum())
+
+
+def _parts(a: Array, rows: int = 2048) -> list[Array]:
+    return [a[first : first + rows] for first in range(0, len(a), rows)]
 
 
 def precision_recall(real: Array, fake: Array, k: int = 3) -> tuple[float, float]:
@@ -45,8 +56,10 @@ def precision_recall(real: Array, fake: Array, k: int = 3) -> tuple[float, float
     """
 
     def inside(points: Array, centres: Array) -> float:
-        reach = np.sort(distances(centres, centres), axis=1)[:, k]  # column 0 is the row itself
-        return float((distances(points, centres) <= reach[None]).any(axis=1).mean())
+        # column 0 is the row itself
+        reach = np.concatenate([np.partition(distances(part, centres), k, axis=1)[:, k] for part in _parts(centres)])
+        within = [(distances(part, centres) <= reach[None]).any(axis=1) for part in _parts(points)]
+        return float(np.concatenate(within).mean())
 
     return inside(fake, real), inside(real, fake)
 
@@ -69,27 +82,42 @@ def near_copies(fake: Array, train: Array, held_out: Array) -> tuple[Array, floa
     """Which rows of fake (n, d) lie nearer to a training row than 99 % of the held-out rows do: (n,) bool, and that
     distance. Source: after Meehan et al. 2020 (held-out data as the measure of what is too near).
     """
-    bar = float(np.percentile(distances(held_out, train).min(axis=1), 1))
-    out: Array = distances(fake, train).min(axis=1) < bar
+    bar = float(np.percentile(nearest(held_out, train), 1))
+    out: Array = nearest(fake, train) < bar
     return out, bar
 
 
-def interval(values: Array, score: Callable[[Array], float], rounds: int = 200, seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of score over the rows of values. Source: Efron 1979, percentile form."""
-    rng = np.random.default_rng(seed)
-    found = [score(values[rng.integers(len(values), size=len(values))]) for _ in range(rounds)]
+def nearest(a: Array, b: Array) -> Array:
+    """Distance of each row of a (n, d) to the nearest row of b (m, d): (n,)."""
+    out: Array = np.concatenate([distances(part, b).min(axis=1) for part in _parts(a)])
+    return out
+
+
+def interval(
+    values: Array, groups: Sequence[str] | None = None, rounds: int = 400, seed: int = 0
+) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean of values (n,). Source: Efron 1979, percentile form.
+
+    groups: a name per row; rows of one name are drawn together, since they are not independent.
+    """
+    _, at = np.unique(np.arange(len(values)) if groups is None else np.array(groups), return_inverse=True)
+    count = int(at.max()) + 1
+    sums, sizes = np.bincount(at, values, count), np.bincount(at, minlength=count)
+    picks = np.random.default_rng(seed).integers(count, size=(rounds, count))
+    found = sums[picks].sum(axis=1) / sizes[picks].sum(axis=1)
     return float(np.percentile(found, 2.5)), float(np.percentile(found, 97.5))
 
 
 def kid_interval(a: Array, b: Array, size: int = 500, rounds: int = 100, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the mean KID over random subsets of `size` rows without replacement (Binkowski 2018, sec. 4).
+    """95 % interval of the KID of all rows, from its spread over random subsets without replacement.
 
-    Subsets are drawn within each side, so that no row meets itself, which would bias the estimate upward.
+    Rows are never drawn twice, since a row that meets itself biases the estimate upward; subsets of `size` or half the
+    rows. Source: Binkowski et al. 2018, sec. 4; the spread's scale: delete-d jackknife (Shao & Wu 1989, eq. 2.1).
     """
     rng = np.random.default_rng(seed)
-    size = min(size, len(a), len(b))
+    n = min(len(a), len(b))
+    size = min(size, n // 2)
     found = np.array([kid(a[rng.permutation(len(a))[:size]], b[rng.permutation(len(b))[:size]]) for _ in range(rounds)])
-    # The spread over subsets is that of `size` rows; the whole set's is smaller by the root of the ratio.
-    spread = 1.96 * found.std(ddof=1) * np.sqrt(size / min(len(a), len(b)))
+    spread = 1.96 * found.std(ddof=1) * np.sqrt(size / (n - size))
     middle = kid(a, b)
     return float(middle - spread), float(middle + spread)
