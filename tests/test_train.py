@@ -12,12 +12,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import SMALL, STAGES, recipe_for
 
 from sojourn.config import Recipe, Stage, TrainConfig, load_recipe
-from sojourn.data.dataset import PackedSet
+from sojourn.data.dataset import Item, PackedSet, SetInfo, SetWriter
 from sojourn.errors import ConfigError, OutOfRoom, TrainingFailed
 from sojourn.schema import Part
 from sojourn.train import loop, state
@@ -67,6 +68,43 @@ def test_products_in_bf16_learn_the_same_and_resume_exactly(name: str, sets: dic
         for folder in ("whole", "plain")
     ]
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+def test_latents_and_captions_made_ahead_resume_exactly(digits: Path, tmp_path: Path) -> None:
+    """The bundled model's way: a tower and an autoencoder as parts, everything encoded once, killed between."""
+    rng = np.random.default_rng(0)
+    with SetWriter(tmp_path / "words", SetInfo(name="words", kind="text", shape=())) as writer:
+        for i in range(64):
+            text = f"{i % 10} number {i}"
+            writer.add(Item(f"w{i}", text, [text], target=rng.normal(size=16)))
+    codec = Part(id="text", config={"tokenizer": "bytes", "length": 12, "normalise": "prompt"})
+    train = TrainConfig(**{**SMALL, "seen": 256})
+    tower = Stage(name="tower", data=str(tmp_path / "words"), family="text-tower", codec=codec, train=train,
+                  model={"target": 16})  # fmt: skip
+    vae = Stage(name="vae", data=str(digits), family="vae", train=train, model={"latent": "map"})
+    flow = Stage(
+        name="flow", data=str(digits), family="flow", codec=Part(id="latent", config={"part": "vae"}),
+        conditioner=Part(id="text", config={"length": 4}), parts={"vae": "vae", "text": "tower"},
+        train=TrainConfig(**{**SMALL, "cache": True}),
+    )  # fmt: skip
+    recipe = Recipe(name="small", stage=[tower, vae, flow])
+
+    def weights(folder: Path) -> str:
+        return hashlib.sha256((folder / "flow" / "package" / "weights.safetensors").read_bytes()).hexdigest()
+
+    said = {getattr(event, "text", "") for event in run_recipe(recipe, tmp_path / "whole")}
+    assert {"encoding the set once", "embedding the captions once"} <= said
+    for most in (60, 30, 20):
+        events = run_recipe(recipe, tmp_path / "parts")
+        for i, _ in enumerate(events):
+            if i == most:
+                break
+        events.close()
+    for _ in run_recipe(recipe, tmp_path / "parts"):
+        pass
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+    vocabulary = json.loads((tmp_path / "whole" / "flow" / "package" / "conditioner" / "vocabulary.json").read_text())
+    assert vocabulary["names"] == [str(i) for i in range(10)]
 
 
 def test_bf16_is_refused_where_a_loss_does_not_hold(sets: dict[str, Path], tmp_path: Path) -> None:
