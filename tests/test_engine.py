@@ -11,6 +11,7 @@ from PIL import Image
 
 from sojourn import engine
 from sojourn.errors import InvalidInput, NotFound, PromptError, Unsupported
+from sojourn.picture import Picture, read_recipe
 from sojourn.schema import Prompt
 
 KINDS = ("flow", "dcgan", "vae")
@@ -21,7 +22,7 @@ def models(packages_folder: Path) -> dict[str, engine.Model]:
     return {name: engine.load(packages_folder / name) for name in (*KINDS, "lm")}
 
 
-def pixels(picture: engine.Picture) -> np.ndarray:
+def pixels(picture: Picture) -> np.ndarray:
     return np.asarray(picture.pil, np.int16)
 
 
@@ -128,7 +129,7 @@ def test_replay_notices_a_changed_pixel_and_a_wrong_source(models: dict[str, eng
     picture = flow.imagine("3", n=1, seed=5)[0]
     changed = picture.pil.copy()
     changed.putpixel((0, 0), 255 - int(changed.getpixel((0, 0))))  # type: ignore[arg-type]
-    path = engine.Picture(changed, picture.seed, picture.recipe).save(tmp_path / "a.png")
+    path = Picture(changed, picture.seed, picture.recipe).save(tmp_path / "a.png")
     assert engine.replay(path, model=flow)[1] > 0
     edited = flow.imagine("1", n=1, seed=9, source=picture.pil)[0].save(tmp_path / "b.png")
     with pytest.raises(InvalidInput, match="give the same one as --source"):
@@ -145,7 +146,7 @@ def test_a_file_holds_its_recipe_and_a_notebook_gets_a_picture(models: dict[str,
     assert four._repr_png_().startswith(b"\x89PNG")
     assert four.grid.size[0] == four.grid.size[1]
     path = four[1].save(tmp_path / "x.png")
-    recipe = engine.read_recipe(path)
+    recipe = read_recipe(path)
     assert recipe == json.loads(json.dumps(dict(four[1].recipe)))
     assert recipe["seed"] == 6
     assert recipe["rows"] == 4

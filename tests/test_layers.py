@@ -16,10 +16,10 @@ LAYERS = [
     {"types", "schema", "safefile"},
     {"prompt", "grammar", "config", "registry", "card", "archive", "weights", "blank"},
     {"nets", "data"},
-    {"diffusion", "codecs", "conditioners"},
+    {"diffusion", "codecs", "conditioners", "vocabulary"},
     {"families"},
     {"package"},
-    {"train", "engine"},
+    {"train", "engine", "picture"},
     {"measure"},
     {"cli"},
 ]

@@ -20,7 +20,8 @@ from sojourn.data.dataset import Item, LabelColumn, PackedSet, SetInfo, SetWrite
 from sojourn.engine import Model
 from sojourn.errors import DataError, InvalidInput, NotFound, Unsupported
 from sojourn.measure import report, scores
-from sojourn.measure.evaluate import LEAST, Bench, Findings, Judged, compare, evaluate
+from sojourn.measure.compare import compare
+from sojourn.measure.evaluate import LEAST, Bench, Findings, Judged, evaluate
 from sojourn.measure.features import EffLite0, Scripted, load_features, perceptual
 from sojourn.schema import Log, Part
 from sojourn.train.build import run_recipe

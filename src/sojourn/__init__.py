@@ -14,16 +14,17 @@ if TYPE_CHECKING:
     from sojourn.config import Recipe, load_recipe
     from sojourn.data.dataset import PackedSet
     from sojourn.data.prepare import prepare
-    from sojourn.engine import Model, Picture, Pictures, load, replay
+    from sojourn.engine import Model, load, replay
     from sojourn.errors import SojournError
     from sojourn.package import Package, save, verify
+    from sojourn.picture import Picture, Pictures
     from sojourn.prompt import format, parse
     from sojourn.registry import register
     from sojourn.schema import Prompt
     from sojourn.train.build import run_recipe
 
 _HOME = {
-    "Model": "engine", "Package": "package", "PackedSet": "data.dataset", "Picture": "engine", "Pictures": "engine",
+    "Model": "engine", "Package": "package", "PackedSet": "data.dataset", "Picture": "picture", "Pictures": "picture",
     "Prompt": "schema", "Recipe": "config", "SojournError": "errors", "format": "prompt", "load": "engine",
     "load_recipe": "config", "parse": "prompt", "prepare": "data.prepare", "register": "registry", "replay": "engine",
     "run_recipe": "train.build", "save": "package", "verify": "package",

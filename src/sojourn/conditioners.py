@@ -6,7 +6,6 @@ The encoder is handed in, the tokenizer rebuilt from its files; of which family 
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -17,13 +16,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sojourn.codecs.text import TextCodec, normalise_prompt
+from sojourn.codecs.text import TextCodec
 from sojourn.config import validated
 from sojourn.data.styles import find_style
-from sojourn.errors import ConfigError, NotFound, PackageError
+from sojourn.errors import ConfigError, NotFound
 from sojourn.registry import register
 from sojourn.schema import Prompt, Strict
 from sojourn.types import Cond, DataSpec
+from sojourn.vocabulary import HAN, VOCABULARY, Vocabulary
 
 if TYPE_CHECKING:
     from sojourn.data.dataset import PackedSet
@@ -148,62 +148,6 @@ class TextCondConfig(Strict):
     """{"style": [...]}: styles that --style may name. {} = the set's."""
     length: int = Field(16, ge=1, le=512)
     """Word features at most, 1..512; the vector of the whole text sees as many words as the part's tokenizer takes."""
-
-
-VOCABULARY = "vocabulary.json"
-HAN = re.compile("[\u3400-\u9fff]")
-WORD = re.compile("[a-z0-9]+|[\u3400-\u9fff]")
-SAYS_NOTHING = {
-    "a", "an", "the", "of", "and", "with", "in", "on", "to", "is", "my", "your", "some",
-    *"的了一个只和与在是我你有画",
-}  # fmt: skip
-
-
-NAMES_MAX, WORDS_MAX = 20_000, 200_000
-"""Of a vocabulary's file, so that a set of a million captions still makes a package."""
-
-
-class Vocabulary(Strict):
-    """What the captions of a training said."""
-
-    names: list[str]
-    """The first captions of its pictures, sorted."""
-    words: list[str]
-    """Every English word and every Chinese character of its captions, sorted."""
-
-    @classmethod
-    def of(cls, data: PackedSet) -> Vocabulary:
-        names: set[str] = set()
-        words: set[str] = set()
-        for row in (data.rows[i] for i in data.indices("train").tolist()):
-            names |= set() if "made" in row else set(row["captions"][:2])
-            words |= {word for caption in row["captions"] for word in said(caption)}
-        return cls(names=sorted(names)[:NAMES_MAX], words=sorted(words)[:WORDS_MAX])
-
-    def dump(self) -> bytes:
-        return self.model_dump_json().encode()
-
-    @classmethod
-    def load(cls, data: bytes) -> Vocabulary:
-        try:
-            return cls.model_validate_json(data)
-        except ValueError:
-            raise PackageError("{file} is not a list of names and words", file=VOCABULARY) from None
-
-    def knows(self, text: str) -> bool:
-        """Whether a word of the text stood in a caption; also when it has none that says anything."""
-        asked = said(text)
-        return not asked or not asked.isdisjoint(self._all)
-
-    @cached_property
-    def _all(self) -> frozenset[str]:
-        return frozenset(self.words)
-
-
-def said(text: str) -> set[str]:
-    """The words of a text that say something: English ones without a plural s, Chinese characters one by one."""
-    found = (word for word in WORD.findall(normalise_prompt(text)) if word not in SAYS_NOTHING)
-    return {word.removesuffix("s") if len(word) > 3 else word for word in found}
 
 
 @register("conditioner", "text", about="words through a nested text encoder, a style by --style")

@@ -6,8 +6,6 @@ Every result carries what it takes to draw it again; `replay` does so in the rec
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import platform
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,76 +17,22 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from sojourn import package as packages
 from sojourn import prompt as grammar
-from sojourn import safefile
 from sojourn.config import explain
-from sojourn.data.sheet import grid
 from sojourn.data.styles import COLOUR_STYLES
 from sojourn.diffusion import guidance
 from sojourn.errors import InvalidInput, NotFound, Unsupported
 from sojourn.package import Package
+from sojourn.picture import Picture, Pictures, png, read_recipe
 from sojourn.schema import Prompt
 from sojourn.types import Cond, Guide, Noise, Step
 
 ROWS_MAX = 64
 """Rows of one walk at most; longer requests are several walks."""
-KEY = "sojourn"
-"""Name of the PNG text field that holds the recipe."""
 SEEDS = 2**32
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One result: the picture, its seed, and the recipe that draws it again."""
-
-    pil: Image.Image
-    seed: int
-    recipe: Mapping[str, Any]
-
-    def save(self, path: Path | str) -> Path:
-        """Write a PNG with the recipe in it; the file appears whole or not at all."""
-        target = Path(path)
-        info = PngInfo()
-        info.add_itxt(KEY, json.dumps(self.recipe, ensure_ascii=False, sort_keys=True))
-        info.add_itxt("parameters", str(self.recipe["prompt"]))
-        safefile.write_bytes(target, _png(self.pil, info))
-        return target
-
-    def _repr_png_(self) -> bytes:
-        return _png(self.pil, None)
-
-
-@dataclass(frozen=True)
-class Pictures(Sequence[Picture]):
-    """Results of one prompt; shows itself as a grid in a notebook."""
-
-    items: tuple[Picture, ...]
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.items[index]
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def save_grid(self, path: Path | str) -> Path:
-        """Write the grid as a PNG with all recipes in it."""
-        info = PngInfo()
-        info.add_itxt(KEY + "-grid", json.dumps([item.recipe for item in self.items], ensure_ascii=False))
-        safefile.write_bytes(Path(path), _png(self.grid, info))
-        return Path(path)
-
-    @property
-    def grid(self) -> Image.Image:
-        """All pictures side by side: 2 x 2 for four."""
-        columns = max(1, round(len(self.items) ** 0.5))
-        return grid([item.pil for item in self.items], columns + (columns * columns < len(self.items)))
-
-    def _repr_png_(self) -> bytes:
-        return _png(self.grid, None)
 
 
 @dataclass
@@ -271,7 +215,7 @@ class Model:
         """The pictures of a finished walk, each with its recipe."""
         rows = len(request.seeds)
         inputs = {
-            name: hashlib.sha256(_png(picture, None)).hexdigest()
+            name: hashlib.sha256(png(picture, None)).hexdigest()
             for name, picture in (("source", request.source), ("mask", request.mask))
             if picture is not None
         }
@@ -355,7 +299,7 @@ def replay(
         raise InvalidInput('the recipe in "{path}" is damaged ({why})', path=path, why=f"row {row} of {rows}")
     given = dict(inputs or {})
     for name, digest in wanted.items():
-        if name not in given or hashlib.sha256(_png(given[name], None)).hexdigest() != digest:
+        if name not in given or hashlib.sha256(png(given[name], None)).hexdigest() != digest:
             raise InvalidInput('"{path}" was drawn from a picture; give the same one as --{name}', path=path, name=name)
     request.source, request.mask = given.get("source"), given.get("mask")
     if recipe.get("strength") is not None:
@@ -376,11 +320,6 @@ def replay(
     return again, int(np.abs(old - new).max())
 
 
-def asked(path: Path) -> Prompt:
-    """The prompt that drew the picture in a file. Raises InvalidInput where it has no recipe."""
-    return grammar.parse(str(read_recipe(path).get("prompt", "")), allow_empty=True)
-
-
 def drawn_by(path: Path, otherwise: str) -> Model:
     """The package that drew the picture in a file, or `otherwise` where the file does not say."""
     try:
@@ -388,24 +327,6 @@ def drawn_by(path: Path, otherwise: str) -> Model:
     except InvalidInput:
         return load(otherwise)
     return Model(packages.load(_by_identity(str(recipe.get("package")), str(recipe.get("name")))))
-
-
-def read_recipe(path: Path) -> dict[str, Any]:
-    """The recipe in a picture file."""
-    try:
-        with Image.open(path) as picture:
-            text = picture.info.get(KEY)
-    except FileNotFoundError:
-        raise NotFound('there is no file "{path}"', path=path) from None
-    except (OSError, ValueError, SyntaxError):
-        raise InvalidInput('"{path}" is not a picture', path=path) from None
-    try:
-        found = json.loads(text) if text else None
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise InvalidInput('"{path}" holds no recipe of Sojourn; only files it wrote do', path=path)
-    return found
 
 
 def build() -> str:
@@ -421,9 +342,3 @@ def _by_identity(identity: str, name: str) -> Path:
         'the package "{name}" ({identity}) that drew this is not here; give its folder with --model',
         name=name, identity=identity[:12],
     )  # fmt: skip
-
-
-def _png(picture: Image.Image, info: PngInfo | None) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", pnginfo=info)
-    return buffer.getvalue()

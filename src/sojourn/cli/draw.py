@@ -18,7 +18,8 @@ from sojourn.errors import InvalidInput, NotFound, PromptError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sojourn.engine import Model, Pictures
+    from sojourn.engine import Model
+    from sojourn.picture import Pictures
     from sojourn.schema import Event, Prompt
 
 DEFAULT = "emoji"
@@ -135,9 +136,10 @@ def vary(
     """Draw variations of a picture: other details at first, with --strong another drawing of the same idea."""
     from sojourn import engine
     from sojourn.data.clean import load_picture
+    from sojourn.picture import asked
 
     picture = load_picture(file)
-    prompt = parsed(words) if words is not None else engine.asked(file)
+    prompt = parsed(words) if words is not None else asked(file)
     chosen = model or (prompt.model if words is not None else None)
     loaded = engine.load(chosen) if chosen else engine.drawn_by(file, DEFAULT)
     if words is None:  # the picture's own number and seed are not those of its variations

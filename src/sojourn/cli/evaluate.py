@@ -43,7 +43,8 @@ def evaluate(
     features are never to be compared.
     """
     from sojourn.measure import report
-    from sojourn.measure.evaluate import Bench, Findings, Judged, compare, evaluate
+    from sojourn.measure.compare import compare
+    from sojourn.measure.evaluate import Bench, Findings, Judged, evaluate
     from sojourn.measure.features import load_features
 
     found: list[Any] = []

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from sojourn import config as configs
 from sojourn.codecs.image import ImageCodec
-from sojourn.conditioners import HAN, STYLE
+from sojourn.conditioners import STYLE
 from sojourn.data.dataset import PackedSet
 from sojourn.data.styles import COLOUR_STYLES
 from sojourn.engine import ROWS_MAX, Model
@@ -28,6 +27,7 @@ from sojourn.measure.features import EffLite0, Features, embed, perceptual, reme
 from sojourn.nets.losses import ssim
 from sojourn.package import Package
 from sojourn.schema import Event, Log, Metric, Progress, Prompt
+from sojourn.vocabulary import HAN
 
 RIVALS = 49
 """Other concepts among which the judge must find the asked one."""
@@ -183,17 +183,17 @@ def _group(
     if len(a) >= LEAST["kid"]:
         found.add(f"{group.name}/KID-{name}", scores.kid(a, b), scores.kid_interval(a, b), f"{len(a)} pictures")
     else:
-        yield _too_few(f"{group.name}/KID-{name}", len(a), "kid")
+        yield too_few(f"{group.name}/KID-{name}", len(a), "kid")
     if len(a) >= LEAST["fd"]:
         found.add(f"{group.name}/FD-{name}", scores.frechet(a, b), note=f"{len(a)} pictures")
     else:
-        yield _too_few(f"{group.name}/FD-{name}", len(a), "fd")
+        yield too_few(f"{group.name}/FD-{name}", len(a), "fd")
     if len(a) >= LEAST["precision"]:
         precision, recall = scores.precision_recall(a, b)
         found.add(f"{group.name}/precision-{name}", precision)
         found.add(f"{group.name}/recall-{name}", recall)
     else:
-        yield _too_few(f"{group.name}/precision-{name}", len(a), "precision")
+        yield too_few(f"{group.name}/precision-{name}", len(a), "precision")
     train = bench.real[bench.data.split[bench.real] == 0]
     held = bench.real[bench.data.split[bench.real] != 0]
     if len(held) >= LEAST["kid"]:
@@ -361,58 +361,7 @@ def tensor(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float().div_(127.5).sub_(1)
 
 
-def compare(folders: Sequence[Path], features: Features) -> Iterator[Event | Findings]:
-    """Scores between two folders of pictures of one size."""
-    sides = [_folder(path) for path in folders]
-    if sides[0].shape[1:] != sides[1].shape[1:]:
-        raise InvalidInput(
-            "the pictures differ in size, {one} and {two}; make them alike first",
-            one=tuple(sides[0].shape[2:]), two=tuple(sides[1].shape[2:]),
-        )  # fmt: skip
-    vectors = []
-    for path, pictures in zip(folders, sides, strict=True):
-        yield Progress(done=0, total=len(pictures), unit="pictures", text=str(path))
-        vectors.append(embed(features, partial(_rows, pictures), np.arange(len(pictures))))
-    a, b = vectors
-    found = Findings(f"{folders[0]} against {folders[1]}")
-    least = min(len(a), len(b))
-    if least >= LEAST["kid"]:
-        found.add(
-            f"KID-{features.name}", scores.kid(a, b), scores.kid_interval(a, b), f"{len(a)} and {len(b)} pictures"
-        )
-    else:
-        yield _too_few(f"KID-{features.name}", least, "kid")
-    if least >= LEAST["fd"]:
-        found.add(f"FD-{features.name}", scores.frechet(a, b), note=f"{len(a)} and {len(b)} pictures")
-    else:
-        yield _too_few(f"FD-{features.name}", least, "fd")
-    if least >= LEAST["precision"]:
-        precision, recall = scores.precision_recall(real=b, fake=a)
-        found.add(f"precision-{features.name}", precision, note=f"share of {folders[0].name} within {folders[1].name}")
-        found.add(f"recall-{features.name}", recall, note=f"share of {folders[1].name} within {folders[0].name}")
-    else:
-        yield _too_few(f"precision-{features.name}", least, "precision")
-    yield found
-
-
-def _rows(pictures: Tensor, rows: np.ndarray) -> Tensor:
-    return pictures[torch.from_numpy(rows)]
-
-
-def _folder(path: Path) -> Tensor:
-    from sojourn.data.clean import load_picture
-
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
-    if not files:
-        raise InvalidInput('no pictures in "{path}"; give a folder of PNG, JPEG or WebP files', path=path)
-    found = [tensor(load_picture(file)) for file in files]
-    odd = next((file for file, x in zip(files, found, strict=True) if x.shape != found[0].shape), None)
-    if odd is not None:
-        raise InvalidInput('"{path}" is of another size than the others; make them alike first', path=odd)
-    return torch.stack(found)
-
-
-def _too_few(name: str, count: int, kind: str) -> Log:
+def too_few(name: str, count: int, kind: str) -> Log:
     return Log(level="warning", text=f"{name} is left out: {count} pictures, it needs {LEAST[kind]}")
 
 

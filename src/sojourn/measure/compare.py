@@ -1,0 +1,68 @@
+"""Two folders of pictures against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sojourn.errors import InvalidInput
+from sojourn.measure import scores
+from sojourn.measure.evaluate import LEAST, Findings, tensor, too_few
+from sojourn.measure.features import Features, embed
+from sojourn.schema import Event, Progress
+
+
+def compare(folders: Sequence[Path], features: Features) -> Iterator[Event | Findings]:
+    """Scores between two folders of pictures of one size."""
+    sides = [_folder(path) for path in folders]
+    if sides[0].shape[1:] != sides[1].shape[1:]:
+        raise InvalidInput(
+            "the pictures differ in size, {one} and {two}; make them alike first",
+            one=tuple(sides[0].shape[2:]), two=tuple(sides[1].shape[2:]),
+        )  # fmt: skip
+    vectors = []
+    for path, pictures in zip(folders, sides, strict=True):
+        yield Progress(done=0, total=len(pictures), unit="pictures", text=str(path))
+        vectors.append(embed(features, partial(_rows, pictures), np.arange(len(pictures))))
+    a, b = vectors
+    found = Findings(f"{folders[0]} against {folders[1]}")
+    least = min(len(a), len(b))
+    if least >= LEAST["kid"]:
+        found.add(
+            f"KID-{features.name}", scores.kid(a, b), scores.kid_interval(a, b), f"{len(a)} and {len(b)} pictures"
+        )
+    else:
+        yield too_few(f"KID-{features.name}", least, "kid")
+    if least >= LEAST["fd"]:
+        found.add(f"FD-{features.name}", scores.frechet(a, b), note=f"{len(a)} and {len(b)} pictures")
+    else:
+        yield too_few(f"FD-{features.name}", least, "fd")
+    if least >= LEAST["precision"]:
+        precision, recall = scores.precision_recall(real=b, fake=a)
+        found.add(f"precision-{features.name}", precision, note=f"share of {folders[0].name} within {folders[1].name}")
+        found.add(f"recall-{features.name}", recall, note=f"share of {folders[1].name} within {folders[0].name}")
+    else:
+        yield too_few(f"precision-{features.name}", least, "precision")
+    yield found
+
+
+def _rows(pictures: Tensor, rows: np.ndarray) -> Tensor:
+    return pictures[torch.from_numpy(rows)]
+
+
+def _folder(path: Path) -> Tensor:
+    from sojourn.data.clean import load_picture
+
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
+    if not files:
+        raise InvalidInput('no pictures in "{path}"; give a folder of PNG, JPEG or WebP files', path=path)
+    found = [tensor(load_picture(file)) for file in files]
+    odd = next((file for file, x in zip(files, found, strict=True) if x.shape != found[0].shape), None)
+    if odd is not None:
+        raise InvalidInput('"{path}" is of another size than the others; make them alike first', path=odd)
+    return torch.stack(found)
