@@ -96,3 +96,13 @@ def test_four_pictures_come_in_four_colour_styles_fixed_by_the_seed(model: sojou
 def test_monochrome_comes_when_named(model: sojourn.Model, name: str) -> None:
     for item in model.imagine("red heart", n=2, seed=3, style=name):
         assert ink(item.pil)[1] < 0.25
+
+
+@pytest.mark.parametrize("words", ["a red heart", "a red heart::2 a car::-0.5"])
+def test_chaos_moves_the_pictures_and_its_seed_fixes_how(model: sojourn.Model, words: str) -> None:
+    calm, wild, again = (
+        np.asarray(model.imagine(f"{words} --n 1 --seed 3 --steps 4{more}")[0].pil, int)
+        for more in ("", " --chaos 80", " --chaos 80")
+    )
+    assert np.abs(calm - wild).max() > 0
+    assert np.array_equal(wild, again)
