@@ -29,7 +29,7 @@ def prompts(*texts: str, style: str | None = None) -> list[Prompt]:
 @pytest.fixture
 def part():
     """A text encoder with fresh weights, as a nested package holds it."""
-    codec = TextCodec({"tokenizer": "bytes", "length": 24, "normalise": "prompt"})
+    codec = TextCodec({"tokenizer": "bytes", "length": 24, "normalise": "words"})
     torch.manual_seed(0)
     family = TextTower(TowerConfig(width=32, depth=1, heads=2, hidden=32, target=48), codec.spec).eval()
     return SimpleNamespace(family=family, codec=codec)

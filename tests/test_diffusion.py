@@ -7,11 +7,13 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sojourn import registry
 from sojourn.diffusion import guidance as g
 from sojourn.errors import ConfigError, InvalidInput, Unsupported
 from sojourn.families.diffusion import Diffusion
+from sojourn.nets.blocks import attend
 from sojourn.nets.dit import DiT, shortened
 from sojourn.nets.unet import UNet
 from sojourn.types import Batch, Cond, DataSpec, Guide, Noise
@@ -265,3 +267,14 @@ def test_training_in_groups_of_like_length_changes_no_number_and_no_gradient() -
     torch.testing.assert_close(outs[0], outs[1], rtol=1e-4, atol=1e-4)
     for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_plain_attention_is_torchs(masked: bool) -> None:
+    q, k, v = torch.randn(3, 2, 4, 7, 8, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[True] * 7, [True] * 4 + [False] * 3])[:, None, None] if masked else None
+    wanted = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    torch.testing.assert_close(attend(q, k, v, mask), wanted)
+    half = attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), mask)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), wanted, atol=0.05, rtol=0.05)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sojourn import package as packages
+from sojourn.cli.evaluate import listed
 from sojourn.cli.main import run
 from sojourn.config import Recipe, Stage, TrainConfig
 from sojourn.data.dataset import Item, LabelColumn, PackedSet, SetInfo, SetWriter
@@ -355,3 +357,22 @@ def test_the_command_prints_a_table_and_writes_the_report(
     assert (tmp_path / "r" / "report.html").is_file()
     assert run(["evaluate", str(packages_folder / "flow")]) == 2
     assert "name the set" in capsys.readouterr().err
+
+
+def test_prompts_of_ones_own_are_judged_by_the_label_each_names(model: Model, bench: Bench, tmp_path: Path) -> None:
+    file = tmp_path / "mine.tsv"
+    file.write_text("3\t3\n\n 7 \t 7\n0\t0\n1\t1\n", encoding="utf-8")
+    asked = listed(file)
+    assert asked == [("3", "3"), ("7", "7"), ("0", "0"), ("1", "1")]
+    found, said = measured(evaluate([model], replace(bench, count=20, asked=asked)))
+    scores = {metric.name: metric.value for metric in found.metrics}
+    assert scores["prompts/R@1"] > 0.2, "twice the chance of ten"
+    assert any(line.startswith("right of 4: 3 ") for line in said)
+    turned = [(text, str(9 - int(label))) for text, label in asked]
+    wrong, _ = measured(evaluate([model], replace(bench, count=20, asked=turned)))
+    assert {m.name: m.value for m in wrong.metrics}["prompts/R@1"] < scores["prompts/R@1"]
+    with pytest.raises(InvalidInput, match='"heart" of a prompt'):
+        list(evaluate([model], replace(bench, count=20, asked=[("3", "heart")])))
+    file.write_text("3 3\n", encoding="utf-8")
+    with pytest.raises(InvalidInput, match='line 1: "3 3" is no prompt'):
+        listed(file)

@@ -250,8 +250,41 @@ def test_rows_and_tokens_out_of_range_are_refused() -> None:
 
 def test_prompt_normalisation() -> None:
     assert normalise_prompt("  ＲＥＤ　紅色的愛心 ﬁn ") == "red 红色的爱心 fin"
-    codec = made("bpe", normalise="prompt")
+    codec = made("bpe", normalise="words")
     assert codec.pack("蓝色的心 HEART").tolist() == codec.pack(" 藍色的心 heart").tolist()
+
+
+def test_a_word_is_one_token_wherever_it_stands(tmp_path: Path) -> None:
+    with SetWriter(tmp_path / "words", SetInfo(name="words", kind="text", shape=())) as writer:
+        for at, (text, count) in enumerate(
+            (("bunny", 9), ("a", 9), ("红色", 9), ("兔子", 9), ("的", 9), ("红色的心", 0))
+        ):
+            writer.add(Item(str(at), text, extra={"count": count}))
+    settings = {"tokenizer": "bpe", "vocab": 600, "normalise": "words"}
+    codec = TextCodec.fit_to(settings, {}, PackedSet(tmp_path / "words"))
+
+    def words(text: str) -> list[str]:
+        return [codec.unpack(torch.tensor([[token]]))[0] for token in codec.pack(text)[1:-1]]
+
+    assert words("A bunny") == [" a", " bunny"]
+    assert words("bunny") == [" bunny"]
+    assert words("(bunny") == ["(", " bunny"]
+    assert words("红色bunny") == ["红色", " bunny"]
+    assert words("红色的 兔子") == words("红色的兔子") == ["红色", "的", "兔子"]
+    # Counted as nothing, it is no token of its own, and its other character is spelled in bytes.
+    assert words("红色的心")[:2] == ["红色", "的"]
+    assert len(words("红色的心")) == 5
+    again = TextCodec(codec.config, files=codec.files)
+    assert again.pack("a bunny 兔子").tolist() == codec.pack("a bunny 兔子").tolist()
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(max_size=30))
+def test_words_are_spaced_once(text: str) -> None:
+    codec = TextCodec({"tokenizer": "bytes", "normalise": "words"})
+    once = codec.clean(text)
+    assert codec.clean(once) == once
+    assert codec.clean(f" {text} ") == once
 
 
 @settings(max_examples=200, deadline=None)

@@ -196,6 +196,16 @@ def test_words_are_normal_distinct_and_carry_the_teachers_vector(built):
     assert names == {"en": "1F419", "zh": "1F419"}
 
 
+def test_a_text_met_twice_keeps_its_largest_weight_and_count():
+    rows = [
+        words.Row("Truck", words.EMOJI, 3.0, {"count": 0}), words.Row("car", words.EMOJI, 1.0),
+        words.Row("truck", words.ENGLISH, 2.0, {"count": 40}),
+    ]  # fmt: skip
+    assert [(row.text, row.source, row.weight, row.extra["count"]) for row in words.distinct(rows)] == [
+        ("truck", words.EMOJI, 3.0, 40), ("car", words.EMOJI, 1.0, 0),
+    ]  # fmt: skip
+
+
 def test_what_says_the_same_in_both_languages_has_one_target(built):
     data = built()
     texts = [data.text(row) for row in range(len(data))]
@@ -206,14 +216,15 @@ def test_what_says_the_same_in_both_languages_has_one_target(built):
         np.testing.assert_allclose(target[0], middle / np.linalg.norm(middle), atol=2e-3)
 
 
-def test_words_hold_out_one_in_fifty_by_hash_but_never_an_emoji(built):
+def test_words_hold_out_one_phrase_in_fifty_by_hash_but_never_a_word(built):
     data = built()
     assert 0 < len(data.indices("valid")) < len(data) / 20
     assert len(data.indices("test")) == 0
     texts = [f"text {i}" for i in range(500)]
-    valid = [text for text in texts if words.split_of(words.Row(text, words.ENGLISH)) == "valid"]
+    valid = [text for text in texts if words.split_of(words.Row(text, words.COMPOSED)) == "valid"]
     assert 3 <= len(valid) <= 20
     assert {words.split_of(words.Row(text, words.EMOJI)) for text in texts} == {"train"}
+    assert {words.split_of(words.Row(text, words.ENGLISH, extra={"count": 2})) for text in texts} == {"train"}
 
 
 def test_words_are_the_same_bytes_each_time(built):

@@ -23,6 +23,8 @@ from sojourn.errors import ConfigError, OutOfRoom, TrainingFailed
 from sojourn.schema import Part
 from sojourn.train import loop, state
 from sojourn.train.build import build, run_recipe
+from sojourn.train.feed import Feed
+from sojourn.train.gradient import Crew, Diverged, Update
 from sojourn.train.optim import Muon, orthogonalise, schedule
 from sojourn.types import Batch
 
@@ -51,6 +53,48 @@ def test_closed_and_resumed_is_uninterrupted(name: str, sets: dict[str, Path], t
     assert finish(recipe, tmp_path / "parts") == whole
 
 
+@pytest.mark.parametrize("name", ["flow", "lm"])
+def test_processes_share_an_update_and_change_no_byte(name: str, sets: dict[str, Path], tmp_path: Path) -> None:
+    half = recipe_for(name, sets).stage[0].train.batch_size // 2
+    alone = finish(recipe_for(name, sets, micro_batch=half, threads=1), tmp_path / "alone")
+    shared = recipe_for(name, sets, micro_batch=half, threads=1, processes=2)
+    events = run_recipe(shared, tmp_path / "shared")
+    for i, _ in enumerate(events):
+        if i == 4:
+            break
+    events.close()
+    assert not torch.multiprocessing.active_children()
+    assert finish(shared, tmp_path / "shared") == alone
+
+
+def test_what_goes_wrong_in_another_process_is_told(sets: dict[str, Path], tmp_path: Path) -> None:
+    recipe, data = recipe_for("flow", sets), PackedSet(sets["digits"])
+    package = build(recipe.stage[0], data, {}, recipe)
+    crew = Crew(package.family, 2)
+    feed = Feed(package, data, 0, tmp_path, False).batch(0, 8)
+    update = Update("denoise", ("net",), 0, 0, 0, 0, 1.0, "fp32")
+    bad = Feed(package, data, 0, tmp_path, False).batch(1, 8)
+    bad.x[3] = torch.nan
+    try:
+        with pytest.raises(Diverged) as caught:
+            crew.accumulate(update, [(0, feed), (1, bad)])
+        assert caught.value.ids == (bad.ids[3],)
+        assert crew.accumulate(update, [(0, feed), (1, feed)]).total == 16
+        crew.helpers[0][0].kill()
+        crew.helpers[0][0].join()
+        with pytest.raises(OutOfRoom, match="was killed"):
+            crew.accumulate(update, [(0, feed), (1, feed)])
+    finally:
+        crew.close()
+
+
+def test_processes_are_refused_where_a_family_needs_its_whole_batch(sets: dict[str, Path], tmp_path: Path) -> None:
+    recipe = recipe_for("dcgan", sets, processes=2)
+    recipe.stage[0].model["g_norm"] = "batch"
+    with pytest.raises(ConfigError, match="processes=1"):
+        finish(recipe, tmp_path)
+
+
 @pytest.mark.parametrize("name", ["flow", "vae", "lm"])
 def test_products_in_bf16_learn_the_same_and_resume_exactly(name: str, sets: dict[str, Path], tmp_path: Path) -> None:
     recipe = recipe_for(name, sets, precision="bf16", optimizer="muon", seen=1024)
@@ -77,7 +121,7 @@ def test_latents_and_captions_made_ahead_resume_exactly(digits: Path, tmp_path: 
         for i in range(64):
             text = f"{i % 10} number {i}"
             writer.add(Item(f"w{i}", text, [text], target=rng.normal(size=16)))
-    codec = Part(id="text", config={"tokenizer": "bytes", "length": 12, "normalise": "prompt"})
+    codec = Part(id="text", config={"tokenizer": "bytes", "length": 12, "normalise": "words"})
     train = TrainConfig(**{**SMALL, "seen": 256})
     tower = Stage(name="tower", data=str(tmp_path / "words"), family="text-tower", codec=codec, train=train,
                   model={"target": 16})  # fmt: skip

@@ -71,6 +71,9 @@ class TrainConfig(Strict):
     where the processor has it (avx512_bf16, amx_bf16), slower where it has not."""
     threads: int | None = Field(None, ge=1, le=1024)
     """CPU threads. None = torch's choice. The bytes of a result depend on it."""
+    processes: int = Field(1, ge=1, le=64)
+    """Processes that share the samples of an update, each with `threads` threads; at most one per micro-batch works.
+    For nets so small that two processes of one thread are faster than one of two."""
     hooks: tuple[str, ...] = ("tensorboard",)
     """Where numbers go besides stats.jsonl, where installed: "tensorboard", "wandb"."""
 

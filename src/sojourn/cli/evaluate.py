@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 @click.option("--data", "name", help="The set to measure packages against.")
 @click.option("--judge", default="judge", help="A judge's package. Default: the one named judge, where there is one.")
 @click.option("--features", default="efflite0", help='"efflite0", or a TorchScript file such as Inception\'s weights.')
+@click.option(
+    "--prompts",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A file of your own prompts: prompt, tab, label the judge must find.",
+)
 @click.option("-n", "count", type=click.IntRange(16, 50_000), default=512, help="Pictures a group. Default: 512.")
 @click.option("--steps", type=click.IntRange(1, 1000), help="Steps of a walk. Default: the package's.")
 @click.option("--seed", type=click.IntRange(0, 2**31), default=0, help="Seed of prompts and pictures. Default: 0.")
@@ -31,6 +36,7 @@ def evaluate(
     name: str | None,
     judge: str,
     features: str,
+    prompts: Path | None,
     count: int,
     steps: int | None,
     seed: int,
@@ -80,6 +86,8 @@ def evaluate(
             bench.judge = None
             if isinstance(error, DataError):
                 warn("the default judge is left out: {why}", why=error.localised())
+        if prompts is not None:
+            bench.asked = listed(prompts)
         follow(kept(evaluate([load(target) for target in targets], bench, steps)), as_json=False)
         title = f"{', '.join(targets)} / {name}"
     path = report.write(found, out, title)
@@ -94,3 +102,17 @@ def evaluate(
         shown.add_row(*row)
     console().print(shown)
     say("the report is {path}", path=path)
+
+
+def listed(path: Path) -> list[tuple[str, str]]:
+    """Prompts and labels of a file of lines "prompt<tab>label"; empty lines are skipped. Raises InvalidInput."""
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        prompt, _, label = (part.strip() for part in line.partition("\t"))
+        if prompt and label:
+            found.append((prompt, label))
+        elif line.strip():
+            raise InvalidInput(
+                '{path}, line {number}: "{line}" is no prompt, tab and label', path=path, number=number, line=line
+            )
+    return found

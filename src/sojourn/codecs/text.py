@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -36,6 +37,10 @@ FILE = "tokenizer.json"
 CHUNK = 4096
 """Texts tokenised at once, which bounds memory."""
 UNKNOWN = "\ufffd"
+HAN = r"\u3400-\u9fff"
+BEFORE_HAN = re.compile(rf"\s+(?=[{HAN}])")
+BEFORE_WORD = re.compile(rf"(?<![^\W_{HAN}]|['’\s])(?=[^\W_{HAN}])")
+"""Where a word of another script than Chinese starts without a space before it."""
 
 
 class TextConfig(Strict):
@@ -47,8 +52,9 @@ class TextConfig(Strict):
     """Tokens per sample at most, begin and end included, 2..65536. Longer text is cut."""
     vocab: int = Field(0, ge=0, le=262144)
     """Size of the vocabulary at most, special tokens included (bpe: from 259). 0 = 4096 for bpe, all for chars."""
-    normalise: Literal["none", "prompt"] = "none"
-    """prompt = NFKC, lower case, simplified characters, no space at the ends. none = text stays as it is."""
+    normalise: Literal["none", "words"] = "none"
+    """words = NFKC, lower case, simplified characters, and a word is the same token wherever it stands: for prompts and
+    sets of words, to embed and not to write. none = text stays as it is."""
 
 
 @register("codec", "text")
@@ -109,10 +115,14 @@ class TextCodec:
 
     @classmethod
     def fit_to(cls, config: Mapping[str, Any], parts: Mapping[str, Any], data: PackedSet) -> Self:
-        """A codec whose vocabulary is learnt from the train split: its documents, or the captions of its pictures."""
+        """A codec whose vocabulary is learnt from the train split: its documents, or the captions of its pictures.
+
+        A row with a "count" stands for so many of the same.
+        """
         rows = data.indices("train")
         if data.info.kind == "text":
-            return cls.fitted((data.text(int(row)) for row in rows), **config)
+            counts = ((int(row), data.rows[row].get("count", 1)) for row in rows)
+            return cls.fitted((text for row, n in counts if n for text in [data.text(row)] * n), **config)
         return cls.fitted((caption for row in rows for caption in data.rows[row]["captions"]), **config)
 
     @classmethod
@@ -137,7 +147,9 @@ class TextCodec:
                 "character {at} of the text is half a surrogate pair (U+{code}); remove it",
                 at=error.start + 1, code=f"{ord(text[error.start]):04X}",
             ) from None  # fmt: skip
-        return text if self._config.normalise == "none" else normalise_prompt(text)
+        if self._config.normalise == "none":
+            return text
+        return BEFORE_WORD.sub(" ", BEFORE_HAN.sub("", normalise_prompt(text)))
 
     def pack(self, media: str, end: bool = True) -> np.ndarray:
         """Token ids (n,) int32 with begin and end, n <= length. end=False leaves it open, as a prompt to go on from.
@@ -225,7 +237,7 @@ class TextCodec:
         from tokenizers.pre_tokenizers import ByteLevel
         from tokenizers.trainers import BpeTrainer
 
-        tokenizer = _byte_level(BPE())
+        tokenizer = self._byte_level(BPE())
         trainer = BpeTrainer(
             vocab_size=(self._config.vocab or 4096) - FIRST,
             min_frequency=2,
@@ -245,6 +257,18 @@ class TextCodec:
             raise DataError("there is no text to fit the bpe tokenizer on")
         return str(tokenizer.to_str())
 
+    def _byte_level(self, model: Any) -> Tokenizer:
+        from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
+
+        tokenizer = Tokenizer(model)
+        # Chinese has no spaces: without the split a phrase seen twice is one token, and its characters are not learnt.
+        # In a set of words what is seen often is a word.
+        han = r"\p{Han}+" if self._config.normalise == "words" else r"\p{Han}"
+        alone = pre_tokenizers.Split(Regex(han), "isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([alone, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+        tokenizer.decoder = decoders.ByteLevel()
+        return tokenizer
+
     def _open(self, data: Any) -> None:
         """Take a fitted vocabulary; raises ValueError and its like when it is not one."""
         if self._config.tokenizer == "chars":
@@ -260,7 +284,7 @@ class TextCodec:
         from tokenizers.models import BPE
 
         model = data["model"]
-        frame = json.loads(_byte_level(BPE()).to_str())
+        frame = json.loads(self._byte_level(BPE()).to_str())
         # Only vocabulary and merges may differ: a tokenizer file can otherwise carry its own regular expressions.
         if {**data, "model": {**model, "vocab": {}, "merges": []}} != frame:
             raise ValueError("it has settings that are not ours")
@@ -311,17 +335,6 @@ def _simplify() -> Any:
     from opencc import OpenCC
 
     return OpenCC("t2s")
-
-
-def _byte_level(model: Any) -> Tokenizer:
-    from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
-
-    tokenizer = Tokenizer(model)
-    # Chinese has no spaces: without the split a phrase seen twice becomes one token, and its characters are not learnt.
-    alone = pre_tokenizers.Split(Regex(r"\p{Han}"), "isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([alone, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
 
 
 @cache

@@ -87,8 +87,8 @@ def normal(text: str) -> str:
 def build_words(
     to: Path,
     *,
-    chinese: int = 60_000,
-    english: int = 60_000,
+    chinese: int = 40_000,
+    english: int = 30_000,
     phrases: int = 120_000,
     teacher: Teacher | None = None,
     cache: Path | None = None,
@@ -147,7 +147,7 @@ def write(to: Path, rows: Sequence[Row], teacher: Teacher, chunk: int = 2048) ->
         shape=(),
         sources=[s.model_copy(update={"count": sum(r.source == i for r in rows)}) for i, s in enumerate(SOURCES)],
         about="English and Chinese names, words and phrases; target: the vector of a bilingual sentence encoder",
-        held_out="words and phrases whose sha256 starts with 8 hex digits that are 0 mod 50 are in split valid",
+        held_out="composed phrases whose sha256 starts with 8 hex digits that are 0 mod 50 are in split valid",
         target=TEACHER,
     )
     with SetWriter(to, info) as writer:
@@ -175,25 +175,31 @@ def targets(rows: Sequence[Row], teacher: Teacher) -> np.ndarray:
 
 
 def split_of(row: Row) -> Literal["train", "valid"]:
-    """Names and tags of emoji always train; of the rest one text in fifty is held out, a pair of twins together."""
-    if row.source == EMOJI:
+    """Of the composed phrases one in fifty is held out, a pair of twins together; a word left out would be unknown."""
+    if row.source == EMOJI or row.extra.get("count", 0):
         return "train"
     key = "/".join(sorted({row.text, row.twin or row.text}))
     return "valid" if int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) % 50 == 0 else "train"
 
 
 def distinct(rows: Sequence[Row]) -> list[Row]:
-    """Rows with normal texts, the first of each text, none of them empty."""
+    """Rows with normal texts, the first of each text with the largest weight and count of all, none of them empty."""
     seen: dict[str, Row] = {}
     for row in rows:
         row.text, row.twin = normal(row.text), normal(row.twin)
-        if row.text and row.text not in seen:
-            seen[row.text] = row
+        if not row.text:
+            continue
+        first = seen.setdefault(row.text, row)
+        first.weight = max(first.weight, row.weight)
+        first.extra["count"] = max(first.extra.get("count", 0), row.extra.get("count", 0))
     return list(seen.values())
 
 
 def emoji_rows(locales: dict[str, list[dict[str, Any]]]) -> tuple[list[Row], list[Noun]]:
-    """Names (weight 10), tags (weight 3) and names of skin tones (weight 1) of every emoji, and the bilingual nouns."""
+    """Names (weight 10), tags (weight 3) and names of skin tones (weight 1) of every emoji, and the bilingual nouns.
+
+    Chinese ones do not count for the vocabulary: without spaces a name would become a word.
+    """
     names: list[Row] = []
     tags: list[Row] = []
     skins: list[Row] = []
@@ -202,11 +208,11 @@ def emoji_rows(locales: dict[str, list[dict[str, Any]]]) -> tuple[list[Row], lis
         for emoji in emojis:
             if "group" not in emoji:
                 continue
-            extra = {"emoji": emoji["hexcode"], "language": locale}
+            extra = {"emoji": emoji["hexcode"], "language": locale, "count": 20 if locale == "en" else 0}
             twin = labels["zh" if locale == "en" else "en"].get(emoji["hexcode"], "")
             names.append(Row(emoji["label"], EMOJI, 10.0, extra, twin))
-            tags += [Row(tag, EMOJI, 3.0) for tag in emoji.get("tags", ())]
-            skins += [Row(skin["label"], EMOJI, 1.0) for skin in emoji.get("skins", ())]
+            tags += [Row(tag, EMOJI, 3.0, {"count": extra["count"]}) for tag in emoji.get("tags", ())]
+            skins += [Row(skin["label"], EMOJI, 1.0, {"count": 0}) for skin in emoji.get("skins", ())]
     chinese = labels["zh"]
     nouns = [
         Noun(normal(emoji["label"]), normal(chinese[emoji["hexcode"]]))
@@ -224,13 +230,17 @@ def chinese_rows(dictionary: str, count: int) -> list[Row]:
         if not part.startswith(("nr", "nt", "m", "eng")):
             words.append((int(number), word))
     words.sort(key=lambda pair: (-pair[0], pair[1]))
-    return [Row(word, CHINESE, rank_weight(rank)) for rank, (_, word) in enumerate(words[:count])]
+    return [
+        Row(word, CHINESE, rank_weight(rank), {"count": zipf(rank)}) for rank, (_, word) in enumerate(words[:count])
+    ]
 
 
 def english_rows(entries: list[dict[str, Any]], count: int) -> list[Row]:
     """The `count` most frequent words of SUBTLEX, which come sorted; pieces of one letter are left out."""
     words = [str(entry["word"]) for entry in entries if len(str(entry["word"])) > 1]
-    return [Row(word, ENGLISH, 2 * rank_weight(rank)) for rank, word in enumerate(words[:count])]
+    return [
+        Row(word, ENGLISH, 2 * rank_weight(rank), {"count": 2 * zipf(rank)}) for rank, word in enumerate(words[:count])
+    ]
 
 
 PHRASE = 0.5
@@ -240,6 +250,11 @@ PHRASE = 0.5
 def rank_weight(rank: int) -> float:
     """How often a word of this frequency rank is drawn: 3 for the first, 1 at 10,000, 0.4 from 50,000 on."""
     return float(np.clip(3.0 * (1 + rank / 500) ** -0.36, 0.4, 3.0))
+
+
+def zipf(rank: int) -> int:
+    """How often the word of this frequency rank counts for the vocabulary: 2,000 for the first, 2 from 20,000 on."""
+    return max(2, 40_000 // (rank + 20))
 
 
 def composed_rows(nouns: Sequence[Noun], count: int, seed: int = 0) -> list[Row]:
@@ -256,11 +271,11 @@ def composed_rows(nouns: Sequence[Noun], count: int, seed: int = 0) -> list[Row]
         texts = fill(rng.choice(templates), things, rng)
         if not found.keys() & set(texts):  # the first translation stays
             found |= {texts[0]: texts[-1], texts[-1]: texts[0]}
-    phrases = [Row(text, COMPOSED, PHRASE, twin=found[text]) for text in sorted(list(found)[:count])]
+    phrases = [Row(text, COMPOSED, PHRASE, {"count": 0}, found[text]) for text in sorted(list(found)[:count])]
     common: dict[str, Row] = {}
     for en, zh in COMMON:
-        common.setdefault(en, Row(en, COMPOSED, 1.0, twin=zh))
-        common.setdefault(zh, Row(zh, COMPOSED, 1.0, twin=en))
+        common.setdefault(en, Row(en, COMPOSED, 1.0, {"count": 2}, zh))
+        common.setdefault(zh, Row(zh, COMPOSED, 1.0, {"count": 2}, en))
     return [*common.values(), *phrases]
 
 

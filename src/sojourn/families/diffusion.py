@@ -7,6 +7,7 @@ nothing of codecs: a pixel, a latent and a mel-spectrogram model are one class.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,13 +16,13 @@ from torch import Tensor
 
 from sojourn.diffusion.guidance import Strength, begin, compose
 from sojourn.diffusion.path import EDMPath, FlowPath, Path, flow_sigmas
-from sojourn.diffusion.samplers import SAMPLERS
+from sojourn.diffusion.samplers import SAMPLERS, Sampler
 from sojourn.errors import InvalidInput, Unsupported
 from sojourn.families.base import BaseConfig, BaseOptions, Family, Phase
 from sojourn.nets.dit import DiT
 from sojourn.nets.unet import UNet
 from sojourn.registry import register
-from sojourn.types import Batch, Cond, DataSpec, Guide, Loss, Noise, Step
+from sojourn.types import Batch, Cond, DataSpec, Denoise, Guide, Loss, Noise, Step
 
 BUCKETS = (("low", 0.0, 0.5), ("mid", 0.5, 2.0), ("high", 2.0, float("inf")))
 """Sigma ranges in which the loss is logged apart: detail, shape, layout."""
@@ -106,6 +107,16 @@ class FlowOptions(DiffusionOptions):
     """Above 1: more of the steps at high noise. None = as in training."""
 
 
+@dataclass(frozen=True)
+class Walk:
+    """A walk before its condition and guides are known."""
+
+    denoise: Denoise
+    strength: Strength
+    levels: Tensor  # (steps + 1,)
+    sampler: Sampler
+
+
 class Diffusion(Family):
     """What flows and EDM share: the net, the loss, the walk."""
 
@@ -146,9 +157,16 @@ class Diffusion(Family):
         error = (out - sample.target).square().flatten(1).mean(dim=1)  # (m,)
         return Loss(value=sample.weight * error, logs=bucketed(error.detach(), sample.sigma, batch.weight))
 
-    def levels(self, options: DiffusionOptions) -> Tensor:
-        """Noise levels of the walk, (steps + 1,)."""
-        return self.path.sigmas(options.steps)
+    def predict(self, x: Tensor, level: Tensor, cond: Cond) -> Tensor:
+        """What the net says at x (b, ...) and a noise level (b,)."""
+        out: Tensor = self.net(x, level, cond)
+        return out
+
+    def walk(self, options: DiffusionOptions) -> Walk:
+        """What a walk of these options is made of."""
+        strength = Strength(options.guidance, options.guidance_low, options.guidance_high)
+        levels = self.path.sigmas(options.steps)
+        return Walk(self.path.denoiser(self.predict), strength, levels, SAMPLERS[options.sampler])
 
     @torch.no_grad()
     def sample(self, cond: Cond, noise: Noise, options: BaseOptions, guides: Sequence[Guide] = ()) -> Iterator[Step]:
@@ -161,11 +179,11 @@ class Diffusion(Family):
                 wanted=len(noise),
             )
         device = next(self.net.parameters()).device
-        strength = Strength(options.guidance, options.guidance_low, options.guidance_high)
-        denoise = compose(self.path.denoiser(self.net), guides, strength)
+        walk = self.walk(options)
+        denoise = compose(walk.denoise, guides, walk.strength)
         eps = noise.draw("x", self.spec.shape).to(device)
-        x, sigmas = begin(eps, self.levels(options), guides)
-        yield from SAMPLERS[options.sampler](denoise, x, sigmas, cond.to(device), noise)
+        x, sigmas = begin(eps, walk.levels, guides)
+        yield from walk.sampler(denoise, x, sigmas, cond.to(device), noise)
 
 
 def bucketed(error: Tensor, sigma: Tensor, weight: Tensor) -> dict[str, Tensor]:
@@ -183,7 +201,7 @@ FLOW: dict[str, dict[str, Any]] = {
     "digits": {"patch": 2, "width": 128, "depth": 4, "heads": 4},
     "32": {"patch": 4, "width": 256, "depth": 8, "heads": 4, "prediction": "x"},
     "64": {"patch": 8, "width": 384, "depth": 8, "heads": 6, "prediction": "x"},
-    "latent-s": {"patch": 2, "width": 256, "depth": 8, "heads": 4},
+    "latent-s": {"patch": 2, "width": 320, "depth": 6, "heads": 5},
     "latent-m": {"patch": 2, "width": 384, "depth": 10, "heads": 6},
 }
 
@@ -215,9 +233,10 @@ class Flow(Diffusion):
         c = config
         self.path = FlowPath(c.prediction, c.time, c.time_mean, c.time_std, c.shift)
 
-    def levels(self, options: DiffusionOptions) -> Tensor:
+    def walk(self, options: DiffusionOptions) -> Walk:
+        walk = super().walk(options)
         shift = options.shift if isinstance(options, FlowOptions) else None
-        return super().levels(options) if shift is None else flow_sigmas(options.steps, shift)
+        return walk if shift is None else replace(walk, levels=flow_sigmas(options.steps, shift))
 
 
 @register(

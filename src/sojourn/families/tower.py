@@ -18,6 +18,8 @@ from sojourn.nets.blocks import Attention, RMSNorm, SwiGLU
 from sojourn.registry import register
 from sojourn.types import Batch, DataSpec, Loss
 
+GAIN = 16.0
+"""Factor on the token table: Adam moves a row by about its rate at each visit, and rare words are visited seldom."""
 GROUPS = 6
 """Groups of rows by length that go through the net together."""
 
@@ -61,12 +63,12 @@ class Encoder(nn.Module):
         self.place = nn.Parameter(torch.empty(length, config.width))
         self.blocks = nn.ModuleList(Block(config.width, config.heads, config.hidden) for _ in range(config.depth))
         self.norm = RMSNorm(config.width, elementwise_affine=False)
-        # Small, so that what a rare token learns in its few updates outweighs where it started.
-        nn.init.normal_(self.table.weight, std=0.1)
+        # What a rare token learns in its few updates has to outweigh where it started.
+        nn.init.normal_(self.table.weight, std=0.1 / GAIN)
         nn.init.normal_(self.place, std=0.02)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        x = self.table(tokens) + self.place[: tokens.shape[1]]  # (b, n, d)
+        x = GAIN * self.table(tokens) + self.place[: tokens.shape[1]]  # (b, n, d)
         for block in self.blocks:
             x = block(x, mask)
         return self.norm(x)

@@ -35,6 +35,8 @@ LEAST = {"kid": 100, "fd": 2048, "precision": 1000, "r1": 50}
 """Pictures below which a number means nothing and is left out."""
 SEEDS = 8
 """Pictures of one prompt, for diversity."""
+ASKED_SEEDS = 4
+"""Pictures of one prompt of one's own."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ class Bench:
     """Pictures of a group at most."""
     seed: int = 0
     cache: Path = field(default_factory=lambda: configs.cache() / "features")
+    asked: list[tuple[str, str]] = field(default_factory=list)
+    """Prompts of one's own, each with the label that the judge must find in what is drawn."""
 
     def __post_init__(self) -> None:
         if self.data.info.kind != "image":
@@ -155,6 +159,8 @@ def evaluate(models: Sequence[Model], bench: Bench, steps: int | None = None) ->
         for group in groups:
             yield from _group(model, group, bench, judge, found, steps)
         yield from _variety(model, bench, found, steps)
+        if judge is not None and bench.asked:
+            yield from _asked(model, bench, judge, found, steps)
         if model.card.codec.id == "latent":
             yield from _autoencoder(model, groups, bench, found)
         yield found
@@ -314,6 +320,32 @@ def _variety(model: Model, bench: Bench, found: Findings, steps: int | None) -> 
     name = bench.features.name
     found.add(f"variety-{name}", float(np.mean(ours)), scores.interval(np.array(ours)), f"{SEEDS} seeds")
     found.add(f"variety-real-{name}", float(np.mean(theirs)), None, "between real styles")
+
+
+def _asked(model: Model, bench: Bench, judge: Judged, found: Findings, steps: int | None) -> Iterator[Event]:
+    """R@1 of the bench's own prompts, drawn without a style."""
+    column = bench.column
+    if column is None or column not in judge.columns:
+        raise InvalidInput("the judge knows no labels of this set; prompts of your own need them")
+    known = {value: i for i, value in enumerate(judge.columns[column])}
+    wrong = next((label for _, label in bench.asked if label not in known), None)
+    if wrong is not None:
+        raise InvalidInput('the judge does not know the label "{label}" of a prompt', label=wrong)
+    fakes = []
+    for at, (text, _) in enumerate(bench.asked):
+        yield Progress(done=at, total=len(bench.asked), unit="prompts", text=f"{found.name}, prompts of your own")
+        request = model.request(Prompt.plain(text), n=ASKED_SEEDS, seed=bench.seed, steps=steps)
+        fakes += list(drawings(model, request.prompts, bench.seed, steps))
+    labels = np.repeat([known[label] for _, label in bench.asked], ASKED_SEEDS)
+    texts = np.repeat([text for text, _ in bench.asked], ASKED_SEEDS)
+    right = judge.among(judge.opinions(torch.cat(fakes))[column], labels)
+    chinese = np.array([HAN.search(text) is not None for text in texts])
+    for name, rows in (("", chinese | True), ("-en", ~chinese), ("-zh", chinese)):
+        if rows.any() and (not name or chinese.any()):
+            span = scores.interval(right[rows], texts[rows].tolist())
+            found.add(f"prompts/R@1{name}", float(right[rows].mean()), span, f"{ASKED_SEEDS} seeds")
+    per = [f"{text} {right[at * ASKED_SEEDS :][:ASKED_SEEDS].sum()}" for at, (text, _) in enumerate(bench.asked)]
+    yield Log(text=f"right of {ASKED_SEEDS}: {', '.join(per)}")
 
 
 @torch.no_grad()

@@ -7,7 +7,6 @@ function of (seed, k); so a snapshot needs weights, moments and counters, and no
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 import platform
 import time
@@ -28,6 +27,7 @@ from sojourn.package import Package
 from sojourn.schema import Artifact, Done, Event, Log, Measured, Metric, Preview, Progress
 from sojourn.train import state
 from sojourn.train.feed import Feed
+from sojourn.train.gradient import Crew, Diverged, Sums, Update, accumulate
 from sojourn.train.metrics import held_out
 from sojourn.train.optim import Optimizers, average, schedule
 from sojourn.train.record import Record
@@ -35,16 +35,7 @@ from sojourn.train.room import check_disk, is_out_of_memory, micro_batch
 from sojourn.train.sheet import draw_sheet
 from sojourn.types import Batch
 
-RANK = 0
 TRIES = 3
-
-
-class Diverged(Exception):
-    """A loss or gradient that is not finite."""
-
-    def __init__(self, phase: str, ids: tuple[str, ...]) -> None:
-        super().__init__(phase)
-        self.phase, self.ids = phase, ids
 
 
 def train(package: Package, data: PackedSet, config: TrainConfig, folder: Path) -> Iterator[Event]:
@@ -67,6 +58,9 @@ def train(package: Package, data: PackedSet, config: TrainConfig, folder: Path) 
     except GeneratorExit:
         run.save()
         raise
+    finally:
+        if run.crew is not None:
+            run.crew.close()
     yield from run.finish()
 
 
@@ -93,6 +87,7 @@ class Run:
         self.best: float | None = None
         self.metrics: dict[str, float] = {}
         self.train_s = 0.0
+        self.crew: Crew | None = None
         self.clock = time.monotonic()
         self.record = Record(folder, config)
 
@@ -111,6 +106,9 @@ class Run:
             self.micro = micro_batch(self.family, self.phases, self.feed, self.config)
             if self.micro < self.config.batch_size:
                 yield Log(text=f"memory holds {self.micro} samples at once: each update is split")
+            self.micro = max(1, min(self.micro, self.config.batch_size) // self.config.processes)
+        if self.config.processes > 1:
+            self.crew = Crew(self.family, self.config.processes)
         self.clock = time.monotonic()
         if found is None:
             self.save()  # where a divergence before the first snapshot goes back to
@@ -229,15 +227,12 @@ class Run:
 
     def update(self, phase: Phase, index: int, repeat: int, batch: Batch) -> None:
         """One optimizer step of one phase; raises Diverged before anything is changed by bad numbers."""
-        # A dict and not a set: the order of a sum decides its last bits.
         chosen = dict.fromkeys(p for net in phase.nets for p in self.family.get_submodule(net).parameters())
-        for p in self.family.parameters():
-            p.requires_grad_(p in chosen)
         optimizers = self.optimizers[phase.nets]
         while True:
             optimizers.zero_grad()
             try:
-                total, stats = self.gradients(phase, index, repeat, batch)
+                sums = self.gradients(phase, index, repeat, batch)
                 break
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or self.micro <= 1 or not self.family.splittable:
@@ -248,10 +243,10 @@ class Run:
                         ) from error  # fmt: skip
                     raise
                 self.micro = (self.micro + 1) // 2
-        if total == 0:
+        if sums.total == 0:
             return
         grads = [p.grad for p in chosen if p.grad is not None]
-        torch._foreach_div_(grads, total)
+        torch._foreach_div_(grads, sums.total)
         norm = torch.nn.utils.get_total_norm(grads)
         if not torch.isfinite(norm):
             raise Diverged(phase.name, batch.ids)
@@ -259,27 +254,17 @@ class Run:
             torch.nn.utils.clip_grads_with_norm_(chosen, self.config.clip, norm)
         self.record.add({f"grad/{phase.name}": float(norm)}, len(batch))
         optimizers.step(schedule(self.seen, self.config) * phase.lr * self.rate)
-        self.family.after(phase.name, stats)
+        self.family.after(phase.name, sums.stats)
 
-    def gradients(self, phase: Phase, index: int, repeat: int, batch: Batch) -> tuple[float, dict[str, Tensor]]:
-        """Accumulate the gradient of sum(weight * value * units); returns sum(weight * units) and summed statistics."""
-        total, stats = 0.0, dict[str, Tensor]()
-        for number, first in enumerate(range(0, len(batch), self.micro)):
-            chunk = batch[first : first + self.micro]
-            torch.manual_seed(_seed(self.config.seed, RANK, self.seen, phase.name, index, repeat, number))
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bf16"):
-                loss = self.family.loss(phase.name, chunk, self.seen)
-            share = chunk.weight * loss.units  # (m,)
-            bad = ~torch.isfinite(loss.value) & (chunk.weight > 0)
-            if bad.any():
-                raise Diverged(phase.name, tuple(chunk.ids[i] for i in bad.nonzero().flatten().tolist()))
-            (torch.where(share > 0, loss.value, 0.0) * share).sum().mul(phase.every).backward()  # type: ignore[no-untyped-call]
-            total += float(share.sum())
-            logs = {f"loss/{phase.name}": loss.value.detach(), **loss.logs}
-            self.record.add({key: _mean(value, share) for key, value in logs.items()}, len(chunk))
-            for key, value in loss.stats.items():
-                stats[key] = stats[key] + value if key in stats else value
-        return total, stats
+    def gradients(self, phase: Phase, index: int, repeat: int, batch: Batch) -> Sums:
+        """Accumulate the gradient of sum(weight * value * units) over micro-batches."""
+        config = self.config
+        update = Update(phase.name, phase.nets, config.seed, self.seen, index, repeat, phase.every, config.precision)
+        chunks = [(i, batch[at : at + self.micro]) for i, at in enumerate(range(0, len(batch), self.micro))]
+        sums = accumulate(self.family, update, chunks) if self.crew is None else self.crew.accumulate(update, chunks)
+        for logs, count in sums.logs:
+            self.record.add(logs, count)
+        return sums
 
     def roll_back(self, error: Diverged) -> Event:
         """Go back to the last snapshot (or the start) at half the rate; TrainingFailed after three times."""
@@ -331,14 +316,3 @@ class Run:
             self.write_package(self.folder / "best", self.ema)
         self.save()
         yield Log(text=f"snapshot at {self.seen:,} samples" + (f", {self.family.score} {score:.4g}" if score else ""))
-
-
-def _seed(*parts: object) -> int:
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
-
-
-def _mean(value: Tensor, share: Tensor) -> float:
-    if value.ndim == 0 or value.shape != share.shape:
-        return float(value.float().mean())
-    return float((value * share).sum() / share.sum().clamp(min=1e-12))

@@ -1,0 +1,126 @@
+"""Walks in few strides: what the net is told, what it is taught, and that it then draws in one step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from sojourn.diffusion.path import T_MAX
+from sojourn.families.diffusion import Flow
+from sojourn.families.shortcut import Shortcut
+from sojourn.types import Batch, Cond, DataSpec, Noise, Step
+
+SPEC = DataSpec("image", (1, 8, 8), labels=(("digit", 10),))
+SIZES = {"patch": 2, "width": 48, "depth": 2, "heads": 2}
+
+
+def last(steps: object) -> Step:
+    return list(steps)[-1]  # type: ignore[call-overload]
+
+
+def pair(**config: object) -> tuple[Flow, Shortcut]:
+    """A flow, and a shortcut model that starts from its weights."""
+    torch.manual_seed(0)
+    flow = Flow(Flow.Config(**SIZES), SPEC).eval()
+    with torch.no_grad():
+        for p in flow.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    short = Shortcut(Shortcut.Config(**SIZES, **config), SPEC).eval()
+    missing, unexpected = short.load_state_dict(flow.state_dict(), strict=False)
+    assert missing == ["net.cond.labels.1.weight"]
+    assert not unexpected
+    return flow, short
+
+
+def test_with_other_numbers_of_steps_it_is_the_flow_it_came_from() -> None:
+    flow, short = pair(strides=3)
+    cond = Cond(labels=torch.arange(4)[:, None])
+    for steps in (3, 16, 20):
+        mine = last(short.sample(cond, Noise([1, 2, 3, 4]), Shortcut.Options(steps=steps, guidance=2.0)))
+        theirs = last(flow.sample(cond, Noise([1, 2, 3, 4]), Flow.Options(steps=steps, guidance=2.0)))
+        torch.testing.assert_close(mine.x, theirs.x)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 8])
+def test_a_walk_of_strides_asks_once_a_step_and_says_the_stride(steps: int) -> None:
+    _, short = pair(strides=3)
+    asked: list[Tensor] = []
+    short.net.register_forward_pre_hook(lambda net, args: asked.append(args[2].labels))
+    cond = Cond(labels=torch.tensor([[3], [7]]))
+    out = list(short.sample(cond, Noise([1, 2]), Shortcut.Options(steps=steps, guidance=3.0)))
+    assert len(out) == steps
+    assert len(asked) == steps
+    wanted = torch.tensor([[3, steps.bit_length() - 1], [7, steps.bit_length() - 1]])
+    assert all(torch.equal(labels, wanted) for labels in asked)
+    asked.clear()
+    list(short.sample(cond, Noise([1, 2]), Shortcut.Options(steps=steps, guidance=4.5)))
+    assert {len(labels) for labels in asked} == {4}, "other guidance than was learnt needs the empty condition too"
+
+
+def told(v: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor, Cond], Tensor]:
+    """A net in the shape of `Shortcut.net` from v(x, t, labels)."""
+    return lambda x, t, cond: v(x, t, cond.labels)
+
+
+def test_what_a_stride_is_taught_is_the_mean_of_its_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A net whose v tells which stride, which digit and which t it was asked about."""
+    _, short = pair(strides=2, guided=3.0)
+
+    def v(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return (100 * labels[:, 1] + 10 * labels[:, 0] + t)[:, None, None, None].expand_as(x).clone()
+
+    monkeypatch.setattr(Shortcut, "net", staticmethod(told(v)), raising=False)
+    object.__getattribute__(short, "_modules").pop("net")
+    rows = 64
+    x0, eps = torch.randn(2, rows, 1, 8, 8)
+    begin, t, stride, target = short.strides(x0, eps, Cond(labels=torch.full((rows, 1), 5)))
+    assert set(stride.tolist()) == {0, 1, 2}
+    length = 2.0**-stride
+    at = t[:, None, None, None]
+    torch.testing.assert_close(begin, (1 - at) * x0 + at * eps)
+    whole = t / (T_MAX * length)
+    torch.testing.assert_close(whole, whole.round())
+    middle = t - T_MAX * length / 4  # mean of where the halves begin
+    # The halves of the shortest are the guided flow: empty + 3 (conditional - empty), stride -1, digit -1 or 5.
+    guided = -100 - 10 + 3 * 60
+    wanted = torch.where(stride < 2, 100 * (stride + 1) + 50, guided) + middle
+    torch.testing.assert_close(target[:, 0, 0, 0], wanted)
+
+
+def test_one_step_is_better_than_the_flows_and_as_good_as_its_many() -> None:
+    data = load_digits()
+    x = torch.tensor(data.data / 8 - 1, dtype=torch.float32).view(-1, 1, 8, 8)
+    y = torch.tensor(data.target)[:, None]
+
+    def fit(family: Flow, updates: int, lr: float) -> None:
+        torch.manual_seed(1)
+        optimizer = torch.optim.AdamW(family.train().parameters(), lr=lr, betas=(0.9, 0.99))
+        for i in range(updates):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * min(1, i / 20) * (1 - i / updates)
+            rows = torch.randint(len(x), (64,))
+            loss = family.loss("denoise", Batch(x[rows], Cond(labels=y[rows]), torch.ones(64)), 0)
+            loss.value.mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        family.eval()
+
+    def distance(family: Flow, steps: int) -> float:
+        """Sliced Wasserstein distance to the pictures of the digits that were asked for."""
+        drawn = last(
+            family.sample(Cond(labels=y[:200]), Noise(range(200)), family.Options(steps=steps, guidance=1.5))
+        ).x
+        lines = torch.nn.functional.normalize(torch.randn(64, 128, generator=torch.Generator().manual_seed(0)), dim=0)
+        a, b = ((z.flatten(1) @ lines).sort(dim=0).values for z in (drawn, x[:200]))
+        return float((a - b).abs().mean())
+
+    flow, short = pair(strides=3, guided=1.5)
+    fit(flow, 300, 3e-3)
+    short.load_state_dict(flow.state_dict(), strict=False)
+    fit(short, 200, 2e-3)
+    assert distance(short, 1) < 0.7 * distance(flow, 1)
+    assert distance(short, 4) < 1.3 * distance(flow, 16)
