@@ -144,7 +144,7 @@ def test_text_extends_the_spec_by_what_it_gives(text):
     cond = text(prompts("red", "a very long prompt", ""))
     assert cond.pooled.shape == (3, 48)
     assert cond.feats.shape == (3, 6, 32)
-    assert cond.token_mask.sum(1).tolist() == [3, 6, 0]
+    assert cond.token_mask.sum(1).tolist() == [4, 6, 0]  # a word begins with its space
     assert cond.labels.tolist() == [[-1]] * 3
     assert text([]).pooled.shape == (0, 48)
 
