@@ -9,6 +9,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
+from sojourn.diffusion import guidance
 from sojourn.diffusion.path import T_MAX
 from sojourn.families.diffusion import Flow
 from sojourn.families.shortcut import Shortcut
@@ -59,6 +60,20 @@ def test_a_walk_of_strides_asks_once_a_step_and_says_the_stride(steps: int) -> N
     asked.clear()
     list(short.sample(cond, Noise([1, 2]), Shortcut.Options(steps=steps, guidance=4.5)))
     assert {len(labels) for labels in asked} == {4}, "other guidance than was learnt needs the empty condition too"
+
+
+def test_a_negative_prompt_takes_the_flows_walk_and_a_picture_the_shortest_strides() -> None:
+    flow, short = pair(strides=3)
+    cond, other = Cond(labels=torch.tensor([[3], [7]])), Cond(labels=torch.tensor([[5], [5]]))
+    options = Shortcut.Options(steps=4, guidance=2.0)
+    mine = list(short.sample(cond, Noise([1, 2]), options, [guidance.negative(other)]))
+    theirs = list(flow.sample(cond, Noise([1, 2]), Flow.Options(guidance=2.0), [guidance.negative(other)]))
+    assert len(mine) == 20
+    torch.testing.assert_close(mine[-1].x, theirs[-1].x)
+    source = torch.randn(2, 1, 8, 8)
+    levels = short.walk(options, [guidance.source(source, 0.5)]).levels
+    assert len(levels) == 9
+    assert len(list(short.sample(cond, Noise([1, 2]), options, [guidance.source(source, 0.5)]))) == 4
 
 
 def told(v: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor, Cond], Tensor]:

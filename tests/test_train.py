@@ -10,13 +10,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import SMALL, STAGES, recipe_for
 
+from sojourn.codecs.text import TextCodec
 from sojourn.config import Recipe, Stage, TrainConfig, load_recipe
 from sojourn.data.dataset import Item, PackedSet, SetInfo, SetWriter
 from sojourn.errors import ConfigError, OutOfRoom, TrainingFailed
@@ -65,6 +68,29 @@ def test_processes_share_an_update_and_change_no_byte(name: str, sets: dict[str,
     events.close()
     assert not torch.multiprocessing.active_children()
     assert finish(shared, tmp_path / "shared") == alone
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch about its own compiler
+def test_compiled_blocks_learn_the_same_in_one_process_and_in_two(
+    sets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = recipe_for("flow", sets).stage[0].train.batch_size // 2
+    same: dict[str, Any] = {"micro_batch": half, "threads": 1, "precision": "bf16"}
+    plain = recipe_for("flow", sets, **same)
+    finish(plain, tmp_path / "plain")
+    alone = finish(recipe_for("flow", sets, **same, compile=True), tmp_path / "alone")
+    assert finish(recipe_for("flow", sets, **same, compile=True, processes=2), tmp_path / "shared") == alone
+    losses = [
+        json.loads((tmp_path / folder / "model" / "stats.jsonl").read_text().splitlines()[-1])["held_out/loss"]
+        for folder in ("plain", "alone")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=0.01)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ConfigError, match=r"needs g\+\+"):
+        finish(recipe_for("flow", sets, **same, compile=True), tmp_path / "none")
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match="no blocks to compile"):
+        finish(recipe_for("vae", sets, compile=True), tmp_path / "vae")
 
 
 def test_what_goes_wrong_in_another_process_is_told(sets: dict[str, Path], tmp_path: Path) -> None:
@@ -131,14 +157,16 @@ def test_latents_and_captions_made_ahead_resume_exactly(digits: Path, tmp_path: 
         conditioner=Part(id="text", config={"length": 4}), parts={"vae": "vae", "text": "tower"},
         train=TrainConfig(**{**SMALL, "cache": True}),
     )  # fmt: skip
-    recipe = Recipe(name="small", stage=[tower, vae, flow])
+    few = flow.model_copy(update={"name": "few", "family": "shortcut", "start": "flow"})
+    recipe = Recipe(name="small", stage=[tower, vae, flow, few])
 
     def weights(folder: Path) -> str:
-        return hashlib.sha256((folder / "flow" / "package" / "weights.safetensors").read_bytes()).hexdigest()
+        return hashlib.sha256((folder / "few" / "package" / "weights.safetensors").read_bytes()).hexdigest()
 
     said = {getattr(event, "text", "") for event in run_recipe(recipe, tmp_path / "whole")}
     assert {"encoding the set once", "embedding the captions once"} <= said
-    for most in (60, 30, 20):
+    assert any("not taken from" in text and "cond.labels" in text for text in said), "it starts from the flow"
+    for most in (80, 40, 30):
         events = run_recipe(recipe, tmp_path / "parts")
         for i, _ in enumerate(events):
             if i == most:
@@ -149,6 +177,17 @@ def test_latents_and_captions_made_ahead_resume_exactly(digits: Path, tmp_path: 
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
     vocabulary = json.loads((tmp_path / "whole" / "flow" / "package" / "conditioner" / "vocabulary.json").read_text())
     assert vocabulary["names"] == [str(i) for i in range(10)]
+
+
+def test_who_starts_from_a_package_keeps_its_codec_unless_it_says_otherwise(sets: dict[str, Path]) -> None:
+    recipe, data = recipe_for("lm", sets), PackedSet(sets["poems"])
+    first = build(recipe.stage[0], data, {}, recipe)
+    other = TextCodec.fitted(["abc"], **first.codec.config)
+    start = replace(first, codec=other)
+    assert first.codec.files != other.files
+    assert build(recipe.stage[0], data, {}, recipe, start).codec.files == other.files
+    stage = recipe.stage[0].model_copy(update={"codec": Part(id="text", config={"tokenizer": "chars", "length": 20})})
+    assert build(stage, data, {}, recipe, start).codec.files == first.codec.files
 
 
 def test_bf16_is_refused_where_a_loss_does_not_hold(sets: dict[str, Path], tmp_path: Path) -> None:

@@ -74,6 +74,9 @@ class TrainConfig(Strict):
     processes: int = Field(1, ge=1, le=64)
     """Processes that share the samples of an update, each with `threads` threads; at most one per micro-batch works.
     For nets so small that two processes of one thread are faster than one of two."""
+    compile: bool = False
+    """Repeated blocks of the net by torch.compile: a DiT trains 1.4 times as fast after a minute's start. Needs g++
+    and Python's headers."""
     hooks: tuple[str, ...] = ("tensorboard",)
     """Where numbers go besides stats.jsonl, where installed: "tensorboard", "wandb"."""
 
@@ -95,6 +98,8 @@ class Stage(Strict):
     """Default sampling options of the package."""
     parts: dict[str, str] = Field(default_factory=dict)
     """Nested packages: name -> an earlier stage of this recipe, or a package."""
+    start: Word = ""
+    """Where its weights start from: an earlier stage of this recipe, or a package. Empty = from nothing."""
     dtype: Literal["fp16", "fp32"] = "fp32"
     """Precision of the package's weights on disk."""
     train: TrainConfig = Field(default_factory=TrainConfig)

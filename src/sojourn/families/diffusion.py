@@ -162,8 +162,8 @@ class Diffusion(Family):
         out: Tensor = self.net(x, level, cond)
         return out
 
-    def walk(self, options: DiffusionOptions) -> Walk:
-        """What a walk of these options is made of."""
+    def walk(self, options: DiffusionOptions, guides: Sequence[Guide] = ()) -> Walk:
+        """What a walk of these options under these guides is made of."""
         strength = Strength(options.guidance, options.guidance_low, options.guidance_high)
         levels = self.path.sigmas(options.steps)
         return Walk(self.path.denoiser(self.predict), strength, levels, SAMPLERS[options.sampler])
@@ -179,7 +179,7 @@ class Diffusion(Family):
                 wanted=len(noise),
             )
         device = next(self.net.parameters()).device
-        walk = self.walk(options)
+        walk = self.walk(options, guides)
         denoise = compose(walk.denoise, guides, walk.strength)
         eps = noise.draw("x", self.spec.shape).to(device)
         x, sigmas = begin(eps, walk.levels, guides)
@@ -233,8 +233,8 @@ class Flow(Diffusion):
         c = config
         self.path = FlowPath(c.prediction, c.time, c.time_mean, c.time_std, c.shift)
 
-    def walk(self, options: DiffusionOptions) -> Walk:
-        walk = super().walk(options)
+    def walk(self, options: DiffusionOptions, guides: Sequence[Guide] = ()) -> Walk:
+        walk = super().walk(options, guides)
         shift = options.shift if isinstance(options, FlowOptions) else None
         return walk if shift is None else replace(walk, levels=flow_sigmas(options.steps, shift))
 

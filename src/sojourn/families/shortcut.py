@@ -5,6 +5,7 @@ Start it from a trained flow: `sojourn train RECIPE --from PACKAGE`. Knows nothi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -12,12 +13,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from sojourn.diffusion.guidance import Strength
+from sojourn.diffusion.guidance import PromptGuide, SourceGuide, Strength
 from sojourn.diffusion.path import T_MAX, flow_sigmas, like
 from sojourn.diffusion.samplers import euler
 from sojourn.families.diffusion import FLOW, DiffusionOptions, Flow, FlowConfig, FlowOptions, Walk, bucketed
 from sojourn.registry import register
-from sojourn.types import Batch, Cond, DataSpec, Loss
+from sojourn.types import Batch, Cond, DataSpec, Guide, Loss
+
+FLOW_STEPS = 20
+"""Steps at least of a walk that strides do not know."""
 
 
 class ShortcutConfig(FlowConfig):
@@ -34,10 +38,15 @@ class ShortcutConfig(FlowConfig):
 
 
 class ShortcutOptions(FlowOptions):
-    """How a walk is drawn: in 1, 2, 4 ... steps by strides, as far as they were learnt, else as a flow's."""
+    """How a walk is drawn: in 1, 2, 4 ... steps by strides, as far as they were learnt, else as a flow's.
+
+    Strides have one sampler and one spacing: `sampler` and `shift` are for walks without them.
+    """
 
     steps: int = Field(4, ge=1, le=1000)
-    """Noise levels of the walk; time grows with it."""
+    """Noise levels of the walk; time grows with it. A walk from a picture takes the shortest strides, since it can
+    start only at one of its levels; one away from a negative prompt takes 20 steps of the flow, since the strides
+    know only the guidance away from nothing."""
 
 
 @register(
@@ -110,10 +119,14 @@ class Shortcut(Flow):
             v[rows] = empty + guided * (v[rows] - empty)
         return v
 
-    def walk(self, options: DiffusionOptions) -> Walk:
+    def walk(self, options: DiffusionOptions, guides: Sequence[Guide] = ()) -> Walk:
         steps, config = options.steps, self.config
+        if any(isinstance(guide, PromptGuide) and guide.away is not None for guide in guides):
+            return super().walk(options.model_copy(update={"steps": max(steps, FLOW_STEPS)}), guides)
+        if any(isinstance(guide, SourceGuide) for guide in guides):
+            steps = max(steps, 2**config.strides)
         if steps & (steps - 1) or steps > 2**config.strides:
-            return super().walk(options)
+            return super().walk(options, guides)
         number = steps.bit_length() - 1
 
         def net(x: Tensor, t: Tensor, cond: Cond) -> Tensor:

@@ -15,7 +15,7 @@ from sojourn.errors import ConfigError
 from sojourn.nets.blocks import Attention, CondEmbed, SwiGLU, TimeEmbed, fourier
 from sojourn.types import Cond, DataSpec
 
-GROUPS, GROUP_LEAST = 4, 32
+GROUPS, GROUP_LEAST = 4, 64
 """Training batches go through the net in so many groups at most, of so many rows at least."""
 
 
@@ -24,6 +24,8 @@ class DiTBlock(nn.Module):
 
     Source: Peebles & Xie 2023, fig. 3 (adaLN), with QK-norm and SwiGLU.
     """
+
+    compiles = True
 
     def __init__(self, dim: int, heads: int, hidden: int) -> None:
         super().__init__()

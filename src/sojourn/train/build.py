@@ -47,10 +47,15 @@ def _have_set(name: str) -> Iterator[Event]:
                 yield event
 
 
-def build(stage: Stage, data: PackedSet, parts: Mapping[str, Package], recipe: Recipe) -> Package:
-    """A package with fresh weights, its codec and conditioner fitted to `data`."""
+def build(
+    stage: Stage, data: PackedSet, parts: Mapping[str, Package], recipe: Recipe, start: Package | None = None
+) -> Package:
+    """A package with fresh weights, its codec and conditioner fitted to `data`.
+
+    The codec of `start` is kept, since weights mean something only with the vocabulary or scale they were trained on.
+    """
     entry = registry.get("family", stage.family)
-    codec = _fit("codec", stage.codec, parts, data)
+    codec = _kept(stage.codec, parts, start) or _fit("codec", stage.codec, parts, data)
     conditioner = _fit("conditioner", stage.conditioner, parts, data)
     values = {**registry.preset(stage.family, stage.preset), **stage.model}
     try:
@@ -73,6 +78,17 @@ def build(stage: Stage, data: PackedSet, parts: Mapping[str, Package], recipe: R
     return Package(card, family, codec, conditioner, dict(parts))
 
 
+def _kept(part: Part, parts: Mapping[str, Package], start: Package | None) -> Any:
+    """The codec of `start` for a stage that asks for one of its kind; None where the stage says something else."""
+    if start is None or start.card.codec.id != part.id:
+        return None
+    config, files = start.codec.config, getattr(start.codec, "files", None)
+    if any(config.get(name) != value for name, value in part.config.items()):
+        return None
+    cls: Any = registry.get("codec", part.id).cls
+    return cls(config, parts, files=files) if files else cls(config, parts)
+
+
 def _fit(table: registry.Table, part: Part, parts: Mapping[str, Package], data: PackedSet) -> Any:
     """The codec or conditioner of `part`; one that can be fitted takes from `data` what its settings leave open."""
     cls: Any = registry.get(table, part.id).cls
@@ -84,8 +100,8 @@ def _fit(table: registry.Table, part: Part, parts: Mapping[str, Package], data: 
 def run_recipe(recipe: Recipe, folder: Path, start: Path | None = None) -> Iterator[Event]:
     """Train every stage of `recipe` under `folder`, resuming what is there; the last package is the result.
 
-    start: a package whose weights the last stage begins with. Raises ConfigError when `folder` holds a run with
-    other settings.
+    start: a package whose weights the last stage begins with, whatever the recipe says.
+    Raises ConfigError when `folder` holds a run with other settings.
     """
     for name in dict.fromkeys(stage.data for stage in recipe.stage):
         yield from _have_set(name)
@@ -97,9 +113,12 @@ def run_recipe(recipe: Recipe, folder: Path, start: Path | None = None) -> Itera
             yield Log(text=f"stage {stage.name}: {stage.family}/{stage.preset} on {stage.data}")
         data = PackedSet(find_set(stage.data))
         parts = {name: packages.load(done.get(ref) or packages.find(ref)) for name, ref in stage.parts.items()}
-        package = build(stage, data, parts, recipe)
-        if start is not None and stage is recipe.stage[-1]:
-            yield from _start_from(package, start)
+        given = start if stage is recipe.stage[-1] else None
+        origin = given or (done.get(stage.start) or Path(stage.start) if stage.start else None)
+        source = packages.load(packages.find(str(origin))) if origin else None
+        package = build(stage, data, parts, recipe, source)
+        if source is not None:
+            yield from _start_from(package, source)
         for event in train(package, data, stage.train, path):
             if not isinstance(event, Done):
                 yield event
@@ -107,12 +126,11 @@ def run_recipe(recipe: Recipe, folder: Path, start: Path | None = None) -> Itera
     yield Done(path=str(done[recipe.stage[-1].name]))
 
 
-def _start_from(package: Package, path: Path) -> Iterator[Event]:
-    source = packages.load(packages.find(str(path)))
+def _start_from(package: Package, source: Package) -> Iterator[Event]:
     package.card.parent = source.card.identity
     problems = packages.load_weights(package.family, source.family.state_dict(), strict=False)
     for problem in problems:
-        yield Log(level="warning", text=f"not taken from {path}: {problem}")
+        yield Log(level="warning", text=f'not taken from "{source.card.name}": {problem}')
 
 
 def _claim(recipe: Recipe, folder: Path) -> None:

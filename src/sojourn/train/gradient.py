@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import signal
+import sysconfig
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -103,6 +105,21 @@ def _mean(value: Tensor, share: Tensor) -> float:
     return float((value * share).sum() / share.sum().clamp(min=1e-12))
 
 
+def compile_blocks(family: Family) -> None:
+    """Compile, in place, the modules that say `compiles`. Raises ConfigError where there is nothing to do it with."""
+    blocks = [module for module in family.modules() if getattr(module, "compiles", False)]
+    if not blocks:
+        raise ConfigError("{family} has no blocks to compile; use compile=false", family=type(family).__name__)
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    if shutil.which(os.environ.get("CXX", "g++")) is None or not headers.is_file():
+        raise ConfigError(
+            "compile needs g++ and Python's headers (Debian: apt-get install g++ python3-dev); install them, or use "
+            "compile=false"
+        )
+    for block in blocks:
+        block.compile(dynamic=True)
+
+
 class Crew:
     """More processes that compute gradients on the same weights, which lie in shared memory.
 
@@ -110,7 +127,7 @@ class Crew:
     the bytes are those of one process that does them in turn.
     """
 
-    def __init__(self, family: Family, processes: int) -> None:
+    def __init__(self, family: Family, processes: int, compiled: bool = False) -> None:
         """Start processes - 1 helpers. Raises ConfigError for a family that they cannot share, OutOfRoom."""
         if not family.splittable or any(True for _ in family.buffers()):
             raise ConfigError(
@@ -132,7 +149,8 @@ class Crew:
             grads = {name: torch.zeros_like(p, requires_grad=False) for name, p in family.named_parameters()}
             for grad in grads.values():
                 grad.share_memory_()  # type: ignore[no-untyped-call]
-            helper = context.Process(target=_help, args=(family, theirs, grads, torch.get_num_threads()), daemon=True)
+            args = (family, theirs, grads, torch.get_num_threads(), compiled)
+            helper = context.Process(target=_help, args=args, daemon=True)
             helper.start()
             theirs.close()
             self.helpers.append((helper, ours, grads))
@@ -178,11 +196,13 @@ class Crew:
             helper.kill()
 
 
-def _help(family: Family, pipe: Connection, grads: dict[str, Tensor], threads: int) -> None:
+def _help(family: Family, pipe: Connection, grads: dict[str, Tensor], threads: int, compiled: bool) -> None:
     """A helper's life: take an update and micro-batches, leave the gradient in `grads`, answer with its sums."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's to answer
     torch.set_num_threads(threads)
     family.train()
+    if compiled:
+        compile_blocks(family)
     while True:
         try:
             job = pipe.recv()

@@ -27,7 +27,7 @@ from sojourn.package import Package
 from sojourn.schema import Artifact, Done, Event, Log, Measured, Metric, Preview, Progress
 from sojourn.train import state
 from sojourn.train.feed import Feed
-from sojourn.train.gradient import Crew, Diverged, Sums, Update, accumulate
+from sojourn.train.gradient import Crew, Diverged, Sums, Update, accumulate, compile_blocks
 from sojourn.train.metrics import held_out
 from sojourn.train.optim import Optimizers, average, schedule
 from sojourn.train.record import Record
@@ -108,7 +108,9 @@ class Run:
                 yield Log(text=f"memory holds {self.micro} samples at once: each update is split")
             self.micro = max(1, min(self.micro, self.config.batch_size) // self.config.processes)
         if self.config.processes > 1:
-            self.crew = Crew(self.family, self.config.processes)
+            self.crew = Crew(self.family, self.config.processes, self.config.compile)
+        if self.config.compile:
+            compile_blocks(self.family)
         self.clock = time.monotonic()
         if found is None:
             self.save()  # where a divergence before the first snapshot goes back to
