@@ -1,6 +1,8 @@
-"""Speed as ratios from one run: the loop against a bare loop, the loader's share, a cold prompt against `import torch`.
+"""Speed as ratios from one run: the loop against a bare loop, the loader's share, a step as a share of the machine's
+measured peak, four pictures against one pass of the net, backends against eager, a cold prompt against `import torch`.
 
-Run by `make bench` on a quiet machine; nothing here is asserted in tests.
+Run by `make bench` on a quiet machine; nothing here is asserted in tests. OpenVINO and ONNX Runtime are measured where
+they are installed (pip install openvino onnxruntime onnxscript).
 """
 
 from __future__ import annotations
@@ -15,12 +17,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
+import sojourn
 from sojourn.config import Recipe, Stage, TrainConfig
 from sojourn.data.dataset import Item, LabelColumn, PackedSet, SetInfo, SetWriter
 from sojourn.schema import Part
 from sojourn.train.build import build
 from sojourn.train.loop import Run
+from sojourn.types import Cond
 
 PICTURES, SIDE, BATCH, ROUNDS = 2048, 64, 32, 8
 
@@ -43,8 +49,8 @@ def random_set(folder: Path) -> PackedSet:
     return PackedSet(folder)
 
 
-def training(family: str, preset: str, data: PackedSet, folder: Path) -> None:
-    """One update of the loop against the same net, loss and optimizer in a bare loop, in turn."""
+def training(family: str, preset: str, data: PackedSet, folder: Path, peak: float) -> None:
+    """One update of the loop against the same net, loss and optimizer in a bare loop, in turn; peak in FLOP/s."""
     train = TrainConfig(batch_size=BATCH, micro_batch=BATCH, hooks=())
     stage = Stage(data=str(data.folder), family=family, preset=preset, conditioner=Part(id="labels"), train=train)
     package = build(stage, data, {}, Recipe(name="bench", stage=[stage]))
@@ -67,6 +73,8 @@ def training(family: str, preset: str, data: PackedSet, folder: Path) -> None:
 
     run.one_round()
     bare()
+    with FlopCounterMode(display=False) as counter:
+        bare()
     loops, bares, loads = [], [], []
     for i in range(ROUNDS):
         loops.append(timed(run.one_round))
@@ -76,17 +84,19 @@ def training(family: str, preset: str, data: PackedSet, folder: Path) -> None:
     draws = sum(phase.repeat for phase in run.phases)
     share = statistics.median(loads) * draws / statistics.median(loops)
     rate = BATCH * run.phases[0].repeat / statistics.median(loops)
+    used = counter.get_total_flops() / statistics.median(bares) / peak
     print(
-        f"{family}/{preset:10} loop / bare loop {ratio:5.2f}   loader {share:6.2%} of a step   {rate:7.1f} pictures/s"
+        f"{family}/{preset:10} loop / bare loop {ratio:5.2f}   loader {share:6.2%} of a step   "
+        f"{used:4.0%} of the GEMM peak   {rate:7.1f} pictures/s"
     )
     del phase
 
 
-def gemm() -> float:
-    """Measured peak of a 1024^3 fp32 product, in GFLOP/s."""
-    a = torch.randn(1024, 1024)
+def gemm(dtype: torch.dtype) -> float:
+    """Measured peak of a 1024^3 product, in FLOP/s."""
+    a = torch.randn(1024, 1024, dtype=dtype)
     a @ a
-    return 2 * 1024**3 / min(timed(lambda: a @ a) for _ in range(10)) / 1e9
+    return 2 * 1024**3 / min(timed(lambda: a @ a) for _ in range(20))
 
 
 def cold() -> None:
@@ -105,8 +115,7 @@ def cold() -> None:
 
 
 def warm() -> None:
-    """Four pictures with a loaded model against the bare forward passes of its net."""
-    import sojourn
+    """Four pictures with a loaded model, and one pass of its net by each backend that is here."""
 
     model = sojourn.load("emoji")
     model.imagine("a red heart", n=4, seed=0)
@@ -119,15 +128,94 @@ def warm() -> None:
     handle = model.family.net.register_forward_hook(count)
     seconds = statistics.median(timed(lambda: model.imagine("a red heart", n=4, seed=0)) for _ in range(5))
     handle.remove()
-    print(f"four pictures warm {seconds:.2f} s, {calls // 5} passes of the net")
+    net, args = denoiser(model)
+    with torch.no_grad():
+        eager = statistics.median(timed(lambda: net(*args)) for _ in range(20))
+        print(
+            f"four pictures warm {seconds:.3f} s, {calls // 5} passes of the net; "
+            f"{seconds / eager:.1f} times one pass of four rows, {1000 * eager:.1f} ms"
+        )
+        for name, backend in (("torch.compile", compiled), ("OpenVINO", openvino), ("ONNX Runtime", onnx)):
+            try:
+                begun = time.perf_counter()
+                run = backend(net, args)
+                gap = float((torch.as_tensor(run()) - net(*args)).abs().max())
+                ready = time.perf_counter() - begun
+            except ImportError as error:
+                print(f"  {name}: not here ({error.name})")
+                continue
+            pass_s = statistics.median(timed(run) for _ in range(20))
+            print(f"  {name}: {eager / pass_s:.2f} times as fast as eager, ready in {ready:.1f} s, off by {gap:.1e}")
+
+
+class Denoiser(torch.nn.Module):
+    """A package's net as a function of plain tensors."""
+
+    def __init__(self, net: torch.nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, level: Tensor, labels: Tensor, pooled: Tensor, feats: Tensor, mask: Tensor) -> Tensor:
+        out: Tensor = self.net(x, level, Cond(labels=labels, pooled=pooled, feats=feats, token_mask=mask))
+        return out
+
+
+def denoiser(model: sojourn.Model) -> tuple[Denoiser, tuple[Tensor, ...]]:
+    """The net of a package of words, and four rows for it."""
+    spec, rows = model.family.spec, 4
+    columns = len(model.family.net.cond.labels)
+    mask = (torch.arange(spec.text_len) < 3).repeat(rows, 1)
+    feats, pooled = torch.randn(rows, spec.text_len, spec.text_dim), torch.randn(rows, spec.pooled_dim)
+    labels = torch.zeros(rows, columns, dtype=torch.long)
+    return Denoiser(model.family.net).eval(), (
+        torch.randn(rows, *spec.shape),
+        torch.rand(rows),
+        labels,
+        pooled,
+        feats,
+        mask,
+    )
+
+
+def compiled(net: Denoiser, args: tuple[Tensor, ...]) -> Callable[[], Tensor]:
+    run = torch.compile(net)
+    return lambda: run(*args)
+
+
+def openvino(net: Denoiser, args: tuple[Tensor, ...]) -> Callable[[], np.ndarray]:
+    import openvino as ov
+
+    # fp32, as eager: by itself it takes bf16 where the processor has it.
+    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
+    request = ov.compile_model(ov.convert_model(net, example_input=args), "CPU", settings).create_infer_request()
+    feed = [arg.numpy() for arg in args]
+    return lambda: request.infer(feed)[0]
+
+
+def onnx(net: Denoiser, args: tuple[Tensor, ...]) -> Callable[[], np.ndarray]:
+    import onnxruntime
+    import onnxscript  # noqa: F401 - what torch exports with
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "net.onnx")
+        torch.onnx.export(net, args, path, dynamo=True, external_data=False, verbose=False)
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    feed = {entry.name: arg.numpy() for entry, arg in zip(session.get_inputs(), args, strict=True)}
+    return lambda: session.run(None, feed)[0]
 
 
 def main() -> None:
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, GEMM {gemm():.0f} GFLOP/s")
+    peak = gemm(torch.float32)
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, GEMM {peak / 1e9:.0f} GFLOP/s in fp32, "
+        f"{gemm(torch.bfloat16) / 1e9:.0f} in bf16"
+    )
     with tempfile.TemporaryDirectory() as folder:
         data = random_set(Path(folder) / "noise")
         for family, preset in (("flow", "64"), ("edm", "64"), ("dcgan", "64"), ("vae", "64")):
-            training(family, preset, data, Path(folder) / f"{family}-{preset}")
+            training(family, preset, data, Path(folder) / f"{family}-{preset}", peak)
     warm()
     cold()
 

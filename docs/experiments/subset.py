@@ -33,9 +33,7 @@ def main() -> None:
             split = SPLITS[data.split[i]]
             writer.add(Item(data=data.data[i], labels=data.labels[i].tolist(), split=split, extra=row, **known))
     built = PackedSet(set_folder(NAME))
-    print(
-        f"{len(whole)} concepts have all {len(STYLES)} styles; {len(built)} pictures of {CONCEPTS} are in {built.folder}"
-    )
+    print(f"{CONCEPTS} of {len(whole)} concepts with all {len(STYLES)} styles: {len(built)} pictures in {built.folder}")
     print({split: len(built.indices(split)) for split in SPLITS})
 
 
