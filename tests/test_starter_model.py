@@ -83,6 +83,12 @@ def test_a_prompt_of_which_nothing_was_learned_gets_the_nearest_names(model: soj
     assert all(model.unknown(model.request(name)) == [] for name in near)
 
 
+def test_a_prompt_longer_than_the_text_side_reads_says_so(model: sojourn.Model) -> None:
+    assert model.cut(model.request("a red cat and a blue dog")) == 0
+    assert model.cut(model.request(" ".join(["red", "heart"] * 11))) == 0
+    assert model.cut(model.request(" ".join(["red", "heart"] * 12))) == 22
+
+
 def test_four_pictures_come_in_four_colour_styles_fixed_by_the_seed(model: sojourn.Model) -> None:
     rows = model.request("red heart", n=4, seed=7).prompts
     styles = [row.style for row in rows]

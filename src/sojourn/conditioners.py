@@ -194,6 +194,12 @@ class Text:
         """None where the package does not say what it learned from. Raises PackageError for a damaged file."""
         return Vocabulary.load(self.files[VOCABULARY]) if VOCABULARY in self.files else None
 
+    def cut(self, text: str) -> int:
+        """How many words of the text are read, where it has more than the encoder takes; else 0."""
+        codec = self.memory.codec
+        most: int = codec.spec.shape[0] - 2  # begin and end take a place each
+        return most if len(codec.pack_many([text])[0]) - 2 > most else 0
+
     def unknown(self, text: str, most: int = 5) -> list[str]:
         """The names nearest to a text of which no caption had a word; [] when one had, or when nothing can be told."""
         if self.vocabulary is None or self.vocabulary.knows(text):

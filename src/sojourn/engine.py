@@ -136,6 +136,11 @@ class Model:
         ask = getattr(self.package.conditioner, "unknown", None)
         return ask(request.prompts[0].text) if ask and request.prompts[0].text else []
 
+    def cut(self, request: Request) -> int:
+        """How many words (tokens) of a prompt are read, where it has more; 0 where all are."""
+        ask = getattr(self.package.conditioner, "cut", None)
+        return ask(request.prompts[0].text) if ask else 0
+
     def walk(self, request: Request) -> Iterator[Frame]:
         """The frames of a request's walk; the last is the result. At most ROWS_MAX rows."""
         rows = len(request.prompts)

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from sojourn.schema import Event, Prompt
 
 DEFAULT = "emoji"
-LIVE_EVERY = 4
-"""Steps between the intermediate samples shown."""
+LIVE = 5
+"""Intermediate samples shown of a walk, about."""
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": True})
@@ -68,6 +68,8 @@ def imagine(
             text=prompt.text,
             near=", ".join(near),
         )
+    if most := model.cut(request):
+        warn('"{model}" reads {count} words at most; the end of the prompt is cut', model=model.card.name, count=most)
     results = _show(model, request, live=not (as_json or quiet) and sys.stdout.isatty())
     _keep(results, out, prompt.text, as_json)
 
@@ -101,7 +103,7 @@ def _show(model: Model, request: Any, live: bool) -> Pictures:
     side = max(8, min(32, (screen.width - count) // count))
     with Live(console=screen, auto_refresh=False, transient=True) as view:
         for frame in model.walk(request):
-            if frame.step % LIVE_EVERY == 0 and frame.step < frame.steps:
+            if frame.step % max(1, frame.steps // LIVE) == 0 and frame.step < frame.steps:
                 view.update(blocks(frame.pictures[:count], screen.width, side), refresh=True)
     results = model.results(request, frame)
     screen.print(blocks([item.pil for item in results], screen.width, side), end="")
