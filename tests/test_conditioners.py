@@ -78,6 +78,20 @@ def test_a_prompt_of_which_no_caption_had_a_word_gets_the_nearest_names(part, ca
     assert text.unknown("owl") != [], "what is held out is not known"
 
 
+def test_a_thing_that_no_caption_had_is_drawn_as_the_nearest_name(part, captioned, monkeypatch):
+    text = Text.fit_to({"length": 6}, {"text": part}, captioned)
+    for known in ("a heart", "dogs", "", "小猫", "xyzzy heart", "a red dog", "a blue", "1 dog and xyzzy"):
+        assert text.read(known) == known, "what is known stays as it is written"
+    table = {"hound": [1.0, 0.0], "dogs": [0.9, 0.1], "red heart": [0.0, 1.0], "love letter": [0.2, 0.9]}
+    monkeypatch.setattr(text.memory, "vectors", lambda texts: torch.tensor([table[name] for name in texts]))
+    vars(text).pop("_things", None)
+    assert text.read("hound") == "dogs"
+    assert text.read("A Blue HOUND, please hound") == "a blue dogs, please dogs"
+    monkeypatch.undo()
+    vars(text).pop("_things")
+    assert torch.equal(text([Prompt.plain("hound")]).pooled, text([Prompt.plain(text.read("hound"))]).pooled)
+
+
 def test_the_vocabulary_is_a_file_of_the_package_and_may_be_absent_or_damaged(part, captioned):
     text = Text.fit_to({"length": 6}, {"text": part}, captioned)
     again = Text(text.config, {"text": part}, text.files)

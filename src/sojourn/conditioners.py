@@ -6,6 +6,7 @@ The encoder is handed in, the tokenizer rebuilt from its files; of which family 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -16,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sojourn.codecs.text import TextCodec
+from sojourn.codecs.text import TextCodec, normalise_prompt
 from sojourn.config import validated
 from sojourn.data.styles import find_style
 from sojourn.errors import ConfigError, NotFound
@@ -194,6 +195,26 @@ class Text:
         """None where the package does not say what it learned from. Raises PackageError for a damaged file."""
         return Vocabulary.load(self.files[VOCABULARY]) if VOCABULARY in self.files else None
 
+    def read(self, text: str) -> str:
+        """The text as it is drawn: a thing that no caption had, asked for alone or with a colour, gives way to the
+        nearest name that one had. "a red pup" -> "a red dog".
+
+        The features of a word that training never saw lead nowhere, even where the encoder knows what it means.
+        """
+        strange = self.vocabulary.strange(text) if self.vocabulary is not None else ""
+        if not strange or not self._things[0]:
+            return text
+        names, vectors = self._things
+        near = names[int((vectors @ self.memory.vectors([strange])[0]).argmax())]
+        return re.sub(rf"\b{strange}\b", near, normalise_prompt(text))
+
+    @cached_property
+    def _things(self) -> tuple[list[str], Tensor]:
+        """English names and their vectors (n, d)."""
+        names = self.vocabulary.things(chinese=False) if self.vocabulary is not None else []
+        parts = [self.memory.vectors(names[first : first + 512]) for first in range(0, len(names), 512)]
+        return names, torch.cat(parts) if parts else torch.zeros(0, self.memory.pooled.shape[1])
+
     def cut(self, text: str) -> int:
         """How many words of the text are read, where it has more than the encoder takes; else 0."""
         codec = self.memory.codec
@@ -223,7 +244,7 @@ class Text:
         )  # fmt: skip
 
     def __call__(self, prompts: Sequence[Prompt]) -> Cond:
-        pooled, feats, mask = self.memory([prompt.text for prompt in prompts])
+        pooled, feats, mask = self.memory([self.read(prompt.text) for prompt in prompts])
         labels = self.columns.labels(prompts) if self.columns.values else None
         return Cond(labels=labels, pooled=pooled, feats=feats, token_mask=mask)
 

@@ -136,6 +136,12 @@ class Model:
         ask = getattr(self.package.conditioner, "unknown", None)
         return ask(request.prompts[0].text) if ask and request.prompts[0].text else []
 
+    def read(self, request: Request) -> str:
+        """The words of a request as they are drawn, with what training never saw as the nearest thing that it did."""
+        ask = getattr(self.package.conditioner, "read", None)
+        text = request.prompts[0].text
+        return ask(text) if ask else text
+
     def cut(self, request: Request) -> int:
         """How many words (tokens) of a prompt are read, where it has more; 0 where all are."""
         ask = getattr(self.package.conditioner, "cut", None)

@@ -22,6 +22,9 @@ SAYS_NOTHING = {
 }  # fmt: skip
 
 
+COLOUR_WORDS = frozenset(
+    ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey", "gray")
+)
 NAMES_MAX, WORDS_MAX = 20_000, 200_000
 """Of a vocabulary's file, so that a set of a million captions still makes a package."""
 
@@ -57,6 +60,21 @@ class Vocabulary(Strict):
         """Whether a word of the text stood in a caption; also when it has none that says anything."""
         asked = said(text)
         return not asked or not asked.isdisjoint(self._all)
+
+    def strange(self, text: str) -> str:
+        """The thing a text asks for when no caption had it: its last English word, where all that is known of the text
+        are colours; "" for any other text. Chinese is not cut into words.
+        """
+        words = [word for word in re.findall("[a-z]{2,}", normalise_prompt(text)) if said(word)]
+        strange = [word for word in words if not self.knows(word)]
+        return strange[-1] if strange and said(text) <= COLOUR_WORDS.union(*map(said, strange)) else ""
+
+    def things(self, chinese: bool) -> list[str]:
+        """The names of one language, in at most three words and without an addition after a colon."""
+        return [
+            name for name in self.names
+            if bool(HAN.search(name)) == chinese and len(name.split()) <= 3 and not re.search("[:：]", name)
+        ]  # fmt: skip
 
     @cached_property
     def _all(self) -> frozenset[str]:

@@ -68,6 +68,8 @@ def imagine(
             text=prompt.text,
             near=", ".join(near),
         )
+    if (read := model.read(request)) != prompt.text:
+        warn('"{text}" is drawn as "{read}"', text=prompt.text, read=read)
     if most := model.cut(request):
         warn('"{model}" reads {count} words at most; the end of the prompt is cut', model=model.card.name, count=most)
     results = _show(model, request, live=not (as_json or quiet) and sys.stdout.isatty())

@@ -243,16 +243,13 @@ def english_rows(entries: list[dict[str, Any]], count: int) -> list[Row]:
     ]
 
 
-PHRASE = 0.2
+PHRASE = 0.5
 """Weight of a composed phrase: its words are what has to be known."""
 
 
 def rank_weight(rank: int) -> float:
-    """How often a word of this frequency rank is drawn: 3 for the first, 1 from 10,000 on.
-
-    Rarer ones are no easier to learn: drawn less, they end in a heap, and whoever asks for one of them gets another.
-    """
-    return float(np.clip(3.0 * (1 + rank / 500) ** -0.36, 1.0, 3.0))
+    """How often a word of this frequency rank is drawn: 3 for the first, 1 at 10,000, 0.4 from 50,000 on."""
+    return float(np.clip(3.0 * (1 + rank / 500) ** -0.36, 0.4, 3.0))
 
 
 def zipf(rank: int) -> int:
