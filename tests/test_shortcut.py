@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sojourn.diffusion import guidance
 from sojourn.diffusion.path import T_MAX
+from sojourn.families import shortcut
 from sojourn.families.diffusion import Flow
 from sojourn.families.shortcut import Shortcut
 from sojourn.types import Batch, Cond, DataSpec, Noise, Step
@@ -84,6 +85,7 @@ def told(v: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Tensor, Ten
 def test_what_a_stride_is_taught_is_the_mean_of_its_halves(monkeypatch: pytest.MonkeyPatch) -> None:
     """A net whose v tells which stride, which digit and which t it was asked about."""
     _, short = pair(strides=2, guided=3.0)
+    monkeypatch.setattr(shortcut, "LIMIT", torch.inf)
 
     def v(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         return (100 * labels[:, 1] + 10 * labels[:, 0] + t)[:, None, None, None].expand_as(x).clone()
@@ -104,6 +106,13 @@ def test_what_a_stride_is_taught_is_the_mean_of_its_halves(monkeypatch: pytest.M
     guided = -100 - 10 + 3 * 60
     wanted = torch.where(stride < 2, 100 * (stride + 1) + 50, guided) + middle
     torch.testing.assert_close(target[:, 0, 0, 0], wanted)
+
+
+def test_what_a_net_tells_itself_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, short = pair(strides=2)
+    monkeypatch.setattr(short, "velocity", lambda x, t, cond, stride: 100 * torch.ones_like(x))
+    target = short.strides(*torch.randn(2, 4, 1, 8, 8), Cond(labels=torch.ones(4, 1, dtype=torch.long)))[3]
+    assert torch.equal(target, torch.full_like(target, shortcut.LIMIT))
 
 
 def test_one_step_is_better_than_the_flows_and_as_good_as_its_many() -> None:

@@ -20,6 +20,9 @@ from sojourn.families.diffusion import FLOW, DiffusionOptions, Flow, FlowConfig,
 from sojourn.registry import register
 from sojourn.types import Batch, Cond, DataSpec, Guide, Loss
 
+LIMIT = 8.0
+"""Largest v that strides are taught. Noise and samples of unit variance stay below; what a net tells itself can run
+away."""
 FLOW_STEPS = 20
 """Steps at least of a walk that strides do not know."""
 
@@ -107,7 +110,7 @@ class Shortcut(Flow):
         begin = (1 - like(t, x0)) * x0 + like(t, x0) * eps
         first = self.halfway(begin, t, cond, stride)
         second = self.halfway(begin - like(half, x0) * first, t - half, cond, stride)
-        return begin, t, stride, (first + second) / 2
+        return begin, t, stride, ((first + second) / 2).clamp(-LIMIT, LIMIT)
 
     def halfway(self, x: Tensor, t: Tensor, cond: Cond, stride: Tensor) -> Tensor:
         """v of the first half of strides: that of the next shorter one, or of the guided flow."""
