@@ -278,3 +278,16 @@ def test_plain_attention_is_torchs(masked: bool) -> None:
     half = attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), mask)
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), wanted, atol=0.05, rtol=0.05)
+
+
+def test_the_signal_of_a_dit_cannot_drift_to_where_silu_is_flat() -> None:
+    torch.manual_seed(0)
+    net = DiT(DataSpec("image", (1, 8, 8), labels=(("digit", 10),)), 2, 32, 2, 2).eval()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    x, level, cond = torch.randn(3, 1, 8, 8), torch.rand(3), Cond(labels=torch.tensor([[0], [4], [9]]))
+    before = net(x, level, cond)
+    with torch.no_grad():
+        net.time.mlp[2].bias.sub_(20)
+    torch.testing.assert_close(net(x, level, cond), before, atol=1e-4, rtol=1e-4)
