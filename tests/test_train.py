@@ -179,6 +179,19 @@ def test_latents_and_captions_made_ahead_resume_exactly(digits: Path, tmp_path: 
     assert vocabulary["names"] == [str(i) for i in range(10)]
 
 
+def test_a_recipe_hands_its_start_to_who_builds_the_stage(
+    sets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_for("flow", sets)
+    finish(recipe, tmp_path / "first")
+    starts = []
+    monkeypatch.setattr("sojourn.train.build.build", lambda *args: starts.append(args[4]) or build(*args))
+    events = run_recipe(recipe, tmp_path / "second", tmp_path / "first" / "model" / "package")
+    next(event for event in events if event.kind == "progress")
+    events.close()
+    assert starts[0].card.family == "flow"
+
+
 def test_who_starts_from_a_package_keeps_its_codec_unless_it_says_otherwise(sets: dict[str, Path]) -> None:
     recipe, data = recipe_for("lm", sets), PackedSet(sets["poems"])
     first = build(recipe.stage[0], data, {}, recipe)
