@@ -92,6 +92,57 @@ def test_a_thing_that_no_caption_had_is_drawn_as_the_nearest_name(part, captione
     assert torch.equal(text([Prompt.plain("hound")]).pooled, text([Prompt.plain(text.read("hound"))]).pooled)
 
 
+@pytest.fixture
+def taught(tmp_path, monkeypatch):
+    """A set "words" with vectors, as the starter of that name builds it."""
+    monkeypatch.setenv("SOJOURN_HOME", str(tmp_path / "home"))
+    dog, insect = ["dog", "animal", "thing"], ["moth", "insect", "animal", "thing"]
+    rows = [
+        ("dogs", (1, 0, 0, 0), {"kinds": [dog]}),
+        ("red heart", (0, 1, 0, 0), {"kinds": [["heart", "thing"]]}),
+        ("狗", (0, 0, 1, 0), {"noun": True}),
+        ("红心", (0, 0, 0, 1), {"noun": True}),
+        ("hound", (0.8, 0.6, 0, 0), {"kinds": [["hound", *dog]]}),
+        ("moth", (0.69, 0.7, 0, 0), {"kinds": [insect]}),
+        ("freedom", (0.9, 0.1, 0, 0), {}),
+        ("far", (0.1, 0.1, 1, 0), {"kinds": [dog]}),
+        ("heart", (0, 1, 0, 0), {"kinds": [["heart", "thing"]]}),
+        ("哈巴狗", (0, 0, 0.9, 0.3), {"noun": True}),
+        ("黑狗", (0, 0, 0.9, 0.3), {"noun": True}),
+        ("跑开", (0, 0, 0.9, 0.3), {}),
+        ("狗粮", (0, 0, 0.5, 0.5), {"noun": True}),
+    ]
+    sources = [{"name": "WordNet", "licence": "WordNet-3.0", "attribution": "Princeton University"}]
+    info = SetInfo(name="words", kind="text", shape=(), target="a teacher", sources=sources)
+    with SetWriter(tmp_path / "home" / "sets" / "words", info) as writer:
+        for word, vector, extra in rows:
+            target = np.asarray(vector, np.float32)
+            writer.add(Item(id=word, data=word, captions=[word], target=target, extra=extra))
+
+
+def test_words_that_no_caption_had_are_read_as_the_name_that_means_most_nearly_the_same(part, captioned, taught):
+    text = Text.fit_to({"length": 6, "near": "words"}, {"text": part}, captioned)
+    # A moth is an animal, whatever its vector says; freedom is no thing, far lies too far, a heart stood in a caption.
+    assert text.vocabulary.near == {"dogs": ["hound", "moth"], "狗": ["哈巴狗", "狗粮"]}
+    assert text.read("Two Hounds on a moth, with a heart") == "two dogs on a dogs, with a heart"
+    assert text.read("红色的哈巴狗和黑狗") == "红色的狗和黑狗"
+    assert text.read("A Heart and 小猫") == "A Heart and 小猫", "what is known stays as it is written"
+    assert text.unknown("moth") == []
+    assert [source.name for source in text.sources] == ["WordNet"]
+    again = Text(text.config, {"text": part}, text.files)
+    assert again.read("hound") == "dogs"
+    asked, known = again([Prompt.plain("哈巴狗")]), again([Prompt.plain("狗")])
+    assert torch.equal(asked.pooled, known.pooled)
+
+
+def test_near_words_need_a_set_with_vectors(part, captioned, tmp_path, monkeypatch):
+    monkeypatch.setenv("SOJOURN_HOME", str(tmp_path / "home"))
+    with pytest.raises(NotFound, match="words"):
+        Text.fit_to({"near": "words"}, {"text": part}, captioned)
+    with pytest.raises(InvalidInput, match='"pets" has no vectors of a teacher'):
+        Text.fit_to({"near": str(captioned.folder)}, {"text": part}, captioned)
+
+
 def test_the_vocabulary_is_a_file_of_the_package_and_may_be_absent_or_damaged(part, captioned):
     text = Text.fit_to({"length": 6}, {"text": part}, captioned)
     again = Text(text.config, {"text": part}, text.files)
@@ -240,7 +291,7 @@ def test_text_takes_styles_alone_and_from_the_set(part, labelled):
         Text({"columns": {"class": ["a"]}}, {"text": part})
     assert Text.fit_to({}, {"text": part}, labelled).config["columns"] == STYLES
     chosen = Text.fit_to({"columns": {"style": ["noto"]}}, {"text": part}, labelled)
-    assert chosen.config == {"part": "text", "columns": {"style": ["noto"]}, "length": 16}
+    assert chosen.config == {"part": "text", "columns": {"style": ["noto"]}, "near": "", "length": 16}
     with pytest.raises(ConfigError, match='conditioner "text": there is no setting lenght; did you mean length'):
         Text({"lenght": 3}, {"text": part})
 

