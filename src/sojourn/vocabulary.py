@@ -11,6 +11,7 @@ from pydantic import Field
 
 from sojourn.codecs.text import normalise_prompt
 from sojourn.data.near import near_names
+from sojourn.data.variety import COLOURS
 from sojourn.errors import PackageError
 from sojourn.schema import Strict
 
@@ -25,11 +26,8 @@ SAYS_NOTHING = {
     *"的了一个只和与在是我你有画",
 }  # fmt: skip
 
-
-COLOUR_WORDS = frozenset(
-    ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey", "gray")
-)
-COLOUR_CHARACTERS = frozenset("红橙橘黄绿蓝紫粉棕褐黑白灰")
+COLOUR_WORDS = frozenset(word for colour in COLOURS for word in colour.en)
+COLOUR_CHARACTERS = frozenset(character for colour in COLOURS for word in colour.zh for character in word) - {"色"}
 NAMES_MAX, WORDS_MAX = 20_000, 200_000
 """Of a vocabulary's file, so that a set of a million captions still makes a package."""
 
