@@ -466,7 +466,7 @@ def test_shipped_recipes_load_and_overrides_reach_them() -> None:
     assert recipe.stage[0].train.lr == 0.5
     with pytest.raises(ConfigError, match=r"there is no setting stage\.0\.train\.sen; did you mean seen"):
         load_recipe("digits", ["train.sen=1000"])
-    with pytest.raises(ConfigError, match="begin it with one of tower, autoencoder, flow"):
+    with pytest.raises(ConfigError, match="begin it with one of tower, autoencoder, decoder, flow"):
         load_recipe("emoji", ["lr=1"])
     with pytest.raises(ConfigError, match="less than or equal to 10"):
         load_recipe("digits", ["lr=1e9"])

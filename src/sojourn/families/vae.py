@@ -165,6 +165,12 @@ class VAE(Family):
         """l1: Laplace likelihood. l2: Gaussian of unit variance."""
         conditional: bool = False
         """Whether labels and words enter both halves."""
+        learns: Literal["both", "decoder"] = "both"
+        """decoder: the encoder stays as it is, and with it all latents. For a package to start from."""
+        noise: float = Field(0.0, ge=0, le=2)
+        """Noise that every other latent gets beside its own before it is decoded: a share of each channel's spread,
+        drawn from 0 to this. A decoder that knows it smooths over what a walk leaves unfinished. Source: Zheng et al.
+        2025 (representation autoencoders), noise-augmented decoding."""
 
     class Options(BaseOptions):
         temperature: float = Field(1.0, ge=0, le=4)
@@ -193,11 +199,14 @@ class VAE(Family):
         return (self.config.z,) if self.config.latent == "flat" else (self.config.z, *side_of(self.spec, self.config))
 
     def phases(self) -> list[Phase]:
-        return [Phase("elbo", ("enc", "dec"))]
+        return [Phase("elbo", ("dec",) if self.config.learns == "decoder" else ("enc", "dec"))]
 
     def loss(self, phase: str, batch: Batch, seen: int) -> Loss:
-        mean, logvar = self.enc(batch.x, batch.cond)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.learns == "both"):
+            mean, logvar = self.enc(batch.x, batch.cond)
         z = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
+        if self.config.noise and self.training:
+            z = z + roughness(mean, self.config.noise) * torch.randn_like(mean)
         out = self.dec(z, batch.cond)
         gap = out - batch.x
         error = gap.abs() if self.config.reconstruction == "l1" else 0.5 * gap.square()
@@ -231,6 +240,15 @@ class VAE(Family):
             lambda latent: self.dec(latent, cond), z, cond, energies, noise,
             steps=options.steps, step_size=options.step_size, temperature=options.temperature,
         )  # fmt: skip
+
+
+def roughness(mean: Tensor, most: float) -> Tensor:
+    """Standard deviations of noise for latents (b, z, ...): 0 for every other row, else up to `most` spreads of the
+    channel over the batch."""
+    spread = mean.detach().transpose(0, 1).flatten(1).std(dim=1)  # (z,)
+    share = most * torch.rand(len(mean), device=mean.device)
+    share[::2] = 0
+    return torch.einsum("b,z->bz", share, spread).view(*mean.shape[:2], *(1 for _ in mean.shape[2:]))
 
 
 def kl_normal(mean: Tensor, logvar: Tensor) -> Tensor:
