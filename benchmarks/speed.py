@@ -73,8 +73,7 @@ def training(family: str, preset: str, data: PackedSet, folder: Path, peak: floa
 
     run.one_round()
     bare()
-    with FlopCounterMode(display=False) as counter:
-        bare()
+    flops = counted(bare)
     loops, bares, loads = [], [], []
     for i in range(ROUNDS):
         loops.append(timed(run.one_round))
@@ -84,12 +83,24 @@ def training(family: str, preset: str, data: PackedSet, folder: Path, peak: floa
     draws = sum(phase.repeat for phase in run.phases)
     share = statistics.median(loads) * draws / statistics.median(loops)
     rate = BATCH * run.phases[0].repeat / statistics.median(loops)
-    used = counter.get_total_flops() / statistics.median(bares) / peak
+    used = f"{flops / statistics.median(bares) / peak:4.0%}" if flops else "   ?"
     print(
         f"{family}/{preset:10} loop / bare loop {ratio:5.2f}   loader {share:6.2%} of a step   "
-        f"{used:4.0%} of the GEMM peak   {rate:7.1f} pictures/s"
+        f"{used} of the GEMM peak   {rate:7.1f} pictures/s"
     )
     del phase
+
+
+def counted(call: Callable[[], None]) -> int:
+    """FLOP of a call; 0 where torch cannot count them, which is for a gradient of a gradient."""
+    try:
+        with FlopCounterMode(display=False) as counter:
+            call()
+    except RuntimeError as error:
+        if "running autograd.grad" not in str(error):
+            raise
+        return 0
+    return counter.get_total_flops()
 
 
 def gemm(dtype: torch.dtype) -> float:
