@@ -41,8 +41,9 @@ def near_names(names: Sequence[str], strange: Callable[[str], bool], words: Pack
         cosines = _unit(words, [rows[word] for word in asked]) @ _unit(words, [rows[name.lower()] for name in known]).T
         kin = Kinship([_kinds(name.lower(), words, rows) for name in known])
         for word, cosine in zip(asked, cosines, strict=True):
-            best = int((cosine + KINSHIP * kin.to(words.rows[rows[word]].get("kinds", ()))).argmax())
-            if cosine[best] >= LEAST[english]:
+            near = np.where(cosine < LEAST[english], -np.inf, cosine)
+            if (near > -np.inf).any():
+                best = int((near + KINSHIP * kin.to(words.rows[rows[word]].get("kinds", ()))).argmax())
                 found.setdefault(known[best], []).append(word)
     return {name: sorted(found[name]) for name in sorted(found)}
 
