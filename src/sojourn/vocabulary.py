@@ -28,6 +28,8 @@ SAYS_NOTHING = {
 
 COLOUR_WORDS = frozenset(word for colour in COLOURS for word in colour.en)
 COLOUR_CHARACTERS = frozenset(character for colour in COLOURS for word in colour.zh for character in word) - {"色"}
+COUNTS = frozenset("色只条辆座张把棵杯位朵颗匹头")
+"""Characters beside a thing's name that say nothing of what it is."""
 NAMES_MAX, WORDS_MAX = 20_000, 200_000
 """Of a vocabulary's file, so that a set of a million captions still makes a package."""
 
@@ -90,16 +92,24 @@ class Vocabulary(Strict):
         return text if out == plain else out
 
     def _replaced(self, text: str) -> Iterator[str]:
-        """Piece by piece: English words, the longest Chinese ones from left to right, and what is between."""
+        """Piece by piece: English words, the longest Chinese ones from left to right, and what is between.
+
+        Chinese ones alone or with colours: in a sentence they may not be the words that were meant.
+        """
         for piece in re.findall("[a-z]+|[\u3400-\u9fff]+|[^a-z\u3400-\u9fff]+", text):
             if not HAN.match(piece):
                 yield self._nearest.get(piece) or self._nearest.get(piece.removesuffix("s")) or piece
                 continue
-            while piece:
-                sizes = range(min(CHINESE_MAX, len(piece)), 1, -1)
-                size = next((size for size in sizes if piece[:size] in self._nearest), 1)
-                yield self._nearest.get(piece[:size], piece[:size])
-                piece = piece[size:]
+            words: list[str] = []
+            for at in range(len(piece)):
+                if at < sum(map(len, words)):
+                    continue
+                sizes = range(min(CHINESE_MAX, len(piece) - at), 1, -1)
+                words.append(
+                    next((piece[at : at + n] for n in sizes if piece[at : at + n] in self._nearest), piece[at])
+                )
+            rest = {word for word in words if word not in self._nearest} - COLOUR_CHARACTERS - COUNTS - SAYS_NOTHING
+            yield piece if rest else "".join(self._nearest.get(word, word) for word in words)
 
     @cached_property
     def _nearest(self) -> dict[str, str]:
