@@ -52,6 +52,10 @@ def test_every_other_latent_gets_noise_in_proportion_to_its_channels_spread():
     assert float((share.max(dim=1).values / share.min(dim=1).values).max()) < 1.2, "one share for all channels of a row"
 
 
+def test_one_flat_latent_alone_has_no_spread_and_gets_no_noise():
+    assert roughness(torch.ones(1, 4), 0.5).tolist() == [[0.0, 0.0, 0.0, 0.0]]
+
+
 def test_a_decoder_that_learns_alone_leaves_the_encoder_and_sees_through_noise():
     family = vae(beta=1e-3)
     learn(family, 80)

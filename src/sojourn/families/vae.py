@@ -245,7 +245,7 @@ class VAE(Family):
 def roughness(mean: Tensor, most: float) -> Tensor:
     """Standard deviations of noise for latents (b, z, ...): 0 for every other row, else up to `most` spreads of the
     channel over the batch."""
-    spread = mean.detach().transpose(0, 1).flatten(1).std(dim=1)  # (z,)
+    spread = mean.detach().transpose(0, 1).flatten(1).std(dim=1, correction=0)  # (z,)
     share = most * torch.rand(len(mean), device=mean.device)
     share[::2] = 0
     return torch.einsum("b,z->bz", share, spread).view(*mean.shape[:2], *(1 for _ in mean.shape[2:]))
