@@ -125,6 +125,9 @@ def test_words_that_no_caption_had_are_read_as_the_name_that_means_most_nearly_t
     # A moth is an animal, whatever its vector says; freedom is no thing, far lies too far, a heart stood in a caption.
     assert text.vocabulary.near == {"dogs": ["hound", "moth"], "狗": ["哈巴狗", "狗粮"]}
     assert text.read("Two Hounds on a moth, with a heart") == "two dogs on a dogs, with a heart"
+    text.vocabulary.near["owl"] = ["bird"]
+    vars(text.vocabulary).pop("_nearest")
+    assert text.read("A bird near an hound by a orca") == "an owl near a dogs by a orca"
     assert text.read("红色的哈巴狗和狗粮") == "红色的狗和狗"
     assert text.read("一只黑色的哈巴狗") == "一只黑色的狗"
     assert text.read("追哈巴狗") == "追哈巴狗", "a sentence may mean other words"

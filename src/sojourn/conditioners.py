@@ -21,6 +21,7 @@ from sojourn.codecs.text import TextCodec, normalise_prompt
 from sojourn.config import set_folder, validated
 from sojourn.data.dataset import PackedSet
 from sojourn.data.styles import find_style
+from sojourn.data.variety import with_article
 from sojourn.errors import ConfigError, NotFound
 from sojourn.registry import register
 from sojourn.schema import Prompt, Source, Strict
@@ -211,13 +212,15 @@ class Text:
         """
         if self.vocabulary is None:
             return text
-        text = self.vocabulary.nearest(text)
-        strange = self.vocabulary.strange(text)
-        if not strange or not self._things[0]:
-            return text
-        names, vectors = self._things
-        near = names[int((vectors @ self.memory.vectors([strange])[0]).argmax())]
-        return re.sub(rf"\b{strange}\b", near, normalise_prompt(text))
+        read = self.vocabulary.nearest(text)
+        strange = self.vocabulary.strange(read)
+        if strange and self._things[0]:
+            names, vectors = self._things
+            near = names[int((vectors @ self.memory.vectors([strange])[0]).argmax())]
+            read = re.sub(rf"\b{strange}\b", near, normalise_prompt(read))
+        # A word that stands for another takes its own article; what was written stays.
+        known = text.lower()
+        return re.sub(r"\ban? ([a-z]+)", lambda at: at[0] if at[0] in known else with_article(at[1]), read)
 
     @cached_property
     def _things(self) -> tuple[list[str], Tensor]:

@@ -174,7 +174,7 @@ def coloured_captions(thing: Thing, colour: Colour, rng: np.random.Generator) ->
     """Ways to say a thing of a colour, as many English as Chinese."""
     en, zh = pick(rng, thing.en), pick(rng, thing.zh)
     c, z = pick(rng, colour.en), pick(rng, colour.zh)
-    return [f"{c} {en}", article(f"{c} {en}"), f"{colour.zh[0]}的{zh}", f"{z}{zh}"]
+    return [f"{c} {en}", with_article(f"{c} {en}"), f"{colour.zh[0]}的{zh}", f"{z}{zh}"]
 
 
 def composed(
@@ -191,7 +191,7 @@ def composed(
         painted = recoloured(thing.pixels, colour, rng) if coloured and not hidden(thing, colour) else None
         pixels.append(thing.pixels if painted is None else painted)
         name, said = pick(rng, thing.en), pick(rng, thing.zh)
-        en.append(article(name if painted is None else f"{pick(rng, colour.en)} {name}"))
+        en.append(with_article(name if painted is None else f"{pick(rng, colour.en)} {name}"))
         zh.append(said if painted is None else f"{colour.zh[0]}的{said}")
     place: Literal["beside", "above"] = "beside" if rng.random() < 0.7 else "above"
     english, chinese = PLACES[place]
@@ -205,7 +205,8 @@ def pick(rng: np.random.Generator, words: Sequence[str]) -> str:
     return words[int(rng.integers(len(words)))]
 
 
-def article(noun: str) -> str:
+def with_article(noun: str) -> str:
+    """The noun after its indefinite article, by its first letter."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
