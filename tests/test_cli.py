@@ -72,6 +72,7 @@ BAD = [
     (["imagine", "x" * 1_000_000], 2, "2,?000|10,?000"),
     (["imagine", "a heart --steps 1e9"], 2, "must be 1..1000"),
     (["imagine", "a heart --stepz 3"], 2, "--steps"),
+    (["imagine", "a", "heart", "-n", "1"], 2, "two dashes: --n"),
     (["imagine", "a\x00b"], 2, "U\\+0000"),
     (["imagine", "a\x1b[31mb"], 2, "U\\+001B"),
     (["imagine", "3", "--model", "nothing-here"], 1, "nothing-here"),

@@ -262,9 +262,14 @@ def replay(files: tuple[Path, ...], model: str | None, source: Path | None, mask
 
 
 def joined(words: tuple[str, ...]) -> str:
-    """Arguments as one prompt; a parameter's value with spaces in it gets its quotes back."""
+    """Arguments as one prompt; a parameter's value with spaces in it gets its quotes back.
+
+    Raises InvalidInput for `-n` alone, which other tools read as a parameter: drawn as a word it helps nobody.
+    """
     out: list[str] = []
     for word in words:
+        if re.fullmatch(r"-[a-z]", word):
+            raise InvalidInput('"{word}" is no parameter; write two dashes: -{word}', word=word)
         value = bool(out) and re.fullmatch(r"--\w+", out[-1]) is not None and re.search(r"\s", word) is not None
         if value and len(words) > 1 and out[-1] != "--no":
             word = '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
