@@ -11,13 +11,15 @@ import pytest
 import torch
 from scipy.ndimage import correlate1d
 from skimage.metrics import structural_similarity
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sojourn.diffusion.langevin import walk
 from sojourn.errors import ConfigError, InvalidInput, Unsupported
-from sojourn.families.dcgan import DCGAN, DCGANConfig, DCGANOptions
+from sojourn.families.dcgan import DCGAN, DCGANConfig, DCGANOptions, least_squares_d, least_squares_g, named_as
 from sojourn.nets import losses
 from sojourn.nets.conv import Discriminator, Generator
+from sojourn.nets.spectral import advance, normalised
 from sojourn.registry import get, preset
 from sojourn.types import Batch, Cond, DataSpec, Guide, Noise
 
@@ -55,6 +57,8 @@ def test_terms_against_their_definitions():
     np.testing.assert_allclose(losses.hinge_g(fake), -fake, rtol=1e-12)
     np.testing.assert_allclose(losses.wasserstein_d(real, fake), [4.5, 0, -2.4, -2.3], rtol=1e-12)
     np.testing.assert_allclose(losses.wasserstein_g(fake), -fake, rtol=1e-12)
+    np.testing.assert_allclose(least_squares_d(real, fake), [8 + 1.125, 0.5 + 0, 0.18 + 2, 0.5 + 0.045], rtol=1e-12)
+    np.testing.assert_allclose(least_squares_g(fake), [0.125, 0.5, 4.5, 0.845], rtol=1e-12)
 
 
 def test_logistic_terms_stay_finite_far_out():
@@ -235,10 +239,61 @@ def test_pooled_text_is_a_condition():
     assert all(p.grad is not None for p in family.D.parameters())
 
 
+# Spectral normalisation
+
+
+def test_spectral_norm_is_the_largest_singular_value():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 5))
+    plain = [net[0].weight.detach().clone(), net[2].weight.detach().clone()]
+    normalised(net)
+    for _ in range(200):
+        advance(net)
+    for layer, weight in zip((net[0], net[2]), plain, strict=True):
+        torch.testing.assert_close(layer.weight, weight / torch.linalg.svdvals(weight.flatten(1))[0])
+    # A forward pass moves nothing: a batch in parts sees the weights of one in one go.
+    before = copy.deepcopy(net.state_dict())
+    net.train()(torch.randn(2, 3, 3, 3))
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_spectral_norm_follows_its_weight_and_has_the_gradient_of_the_paper():
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 4, bias=False)
+    normalised(layer)
+    norm = layer.parametrizations.weight[0]
+    original = layer.parametrizations.weight.original
+    with torch.no_grad():
+        original.mul_(3)
+    assert float(torch.linalg.svdvals(layer.weight.detach())[0]) == pytest.approx(1, abs=1e-3)
+    advance(layer)
+    x, y = torch.randn(5, 6), torch.randn(5, 4)
+    (layer(x) * y).sum().backward()
+    # Miyato et al. 2018, eq. 12: (E - lambda u v') / sigma, E the gradient of a plain weight, lambda = <E, W / sigma>.
+    sigma = norm.u @ original.detach() @ norm.v
+    plain = y.T @ x
+    share = (plain * original.detach() / sigma).sum()
+    torch.testing.assert_close(original.grad, (plain - share * torch.outer(norm.u, norm.v)) / sigma)
+
+
+def test_only_updates_of_the_discriminator_advance_its_norms():
+    family = gan(family="sngan").train()
+    before = {name: value.clone() for name, value in family.named_buffers()}
+    family.loss("D", batch(), 0)
+    family.after("G", {})
+    assert all(torch.equal(value, before[name]) for name, value in family.named_buffers())
+    with torch.no_grad():
+        for parameter in family.D.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    family.after("D", {})
+    moved = {name for name, value in family.named_buffers() if not torch.equal(value, before[name])}
+    assert moved == {name for name, value in before.items() if value.numel() > 1}
+
+
 # The family
 
 
-@pytest.mark.parametrize("id", ["dcgan", "wgan-gp"])
+@pytest.mark.parametrize("id", ["dcgan", "lsgan", "wgan-gp", "sngan", "multi-gan"])
 @pytest.mark.parametrize("spec", [PLAIN, CLASSES], ids=["plain", "classes"])
 def test_a_phase_reaches_exactly_its_nets(id: str, spec: DataSpec):
     family = gan(spec, id).train()
@@ -467,3 +522,95 @@ def test_walk_leaves_the_callers_gradient_mode_alone():
             assert not step.x.requires_grad
     for _ in walk(linear, torch.zeros(1, 3), Cond(), [quadratic], noise, steps=2, step_size=0.1, temperature=1.0):
         assert torch.is_grad_enabled()
+
+
+# Classes that are named, several of each
+
+
+def test_an_auxiliary_classifier_names_the_class_of_real_and_drawn():
+    family = gan(told="auxiliary", penalty=0.0, label_drop=0.0).train()
+    data = batch()
+    torch.manual_seed(5)
+    loss = family.loss("D", data, 0)
+    torch.manual_seed(5)
+    fake = family.G(torch.randn(6, family.config.z_dim), data.cond)
+    h, k = (family.D.body(x).flatten(1) for x in (data.x, fake))
+    asked = data.cond.labels[:, 0]
+    value = F.softplus(-family.D.out(h)[:, 0]) + F.softplus(family.D.out(k)[:, 0])
+    value = value - sum(family.D.heads[0](v).log_softmax(1)[range(6), asked] for v in (h, k))
+    torch.testing.assert_close(loss.value, value)
+    assert not hasattr(family.D, "embed") or family.D.embed is None, "the score itself is told nothing"
+
+
+def test_a_class_that_nobody_asked_for_is_not_named():
+    said = [torch.randn(3, 10)]
+    value = named_as(said, Cond(labels=torch.tensor([[2], [-1], [9]])))
+    assert float(value[1]) == 0
+    torch.testing.assert_close(value[2], -said[0][2].log_softmax(0)[9])
+
+
+def test_what_several_and_named_cannot_be_is_refused():
+    with pytest.raises(ConfigError, match="needs classes"):
+        gan(PLAIN, told="auxiliary")
+    with pytest.raises(ConfigError, match="want net dcgan"):
+        gan(family="sngan", generators=2)
+
+
+def test_a_seed_decides_which_of_several_generators_draws():
+    family = gan(family="multi-gan").eval()
+    seeds = range(60)
+    which = Noise(seeds).draw("generator", (3,)).argmax(dim=1)
+    assert set(which.tolist()) == {0, 1, 2}
+    x = list(family.sample(Cond(), Noise(seeds), DCGANOptions()))[-1].x0
+    z = Noise(seeds).draw("z", (family.config.z_dim,))
+    torch.testing.assert_close(x, family.G(z, Cond(), which))
+    assert (
+        float((family.G(z[:1], Cond(), which[:1]) - family.G(z[:1], Cond(), (which[:1] + 1) % 3)).detach().abs().max())
+        > 0.01
+    )
+    guide = Guide("bright", energy=lambda v, _: -20 * v.mean((1, 2, 3)))
+    walked = [step.x for step in family.sample(Cond(), Noise([3]), DCGANOptions(steps=2), [guide])][-1]
+    torch.testing.assert_close(
+        list(family.sample(Cond(), Noise([3]), DCGANOptions(steps=2), [guide]))[-1].x0,
+        family.G(walked, Cond(), which[3:4]),
+    )
+
+
+def test_the_harshest_of_several_discriminators_counts_most():
+    family = gan(family="multi-gan", generators=1, diversity=0.0, discriminators=2, label_drop=0.0).train()
+    data = batch()
+    torch.manual_seed(5)
+    loss = family.loss("G", data, 0)
+    torch.manual_seed(5)
+    fake = family.G(torch.randn(6, family.config.z_dim), data.cond)
+    terms = torch.stack([F.softplus(-critic(fake, data.cond)) for critic in family.critics])
+    share = terms.exp() / terms.exp().sum(0)
+    torch.testing.assert_close(loss.value, (share * terms).sum(0))
+    assert bool((loss.value >= terms.mean(0) - 1e-6).all())
+
+
+def test_generators_are_pushed_apart():
+    """The gradient of the share of the loss that tells generators apart reaches G, and falls as they are told."""
+    family = gan(family="multi-gan", label_drop=0.0).train()
+    data = batch()
+    losses_ = []
+    optimizer = torch.optim.Adam(family.D.parameters(), 1e-3)
+    only(family, "D")
+    for _ in range(60):
+        loss = family.loss("D", data, 0)
+        optimizer.zero_grad()
+        loss.value.mean().backward()
+        optimizer.step()
+        losses_.append(float(loss.logs["loss/whose"].mean()))
+    assert losses_[-1] < 0.3 * math.log(3)
+    only(family, "G")
+    family.zero_grad()
+    alone = gan(family="multi-gan", label_drop=0.0, diversity=50.0)
+    alone.load_state_dict(family.state_dict())
+    only(alone, "G")
+    torch.manual_seed(1)
+    alone.loss("G", data, 0).value.mean().backward()
+    torch.manual_seed(1)
+    family.loss("G", data, 0).value.mean().backward()
+    a, b = alone.G.project.weight.grad, family.G.project.weight.grad
+    assert float((a - b).norm()) > 0.1 * float(b.norm())

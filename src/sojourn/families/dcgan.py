@@ -1,31 +1,55 @@
-"""DCGAN and WGAN-GP, plain and by class: one step from noise to a picture; guided, a walk in the latent space.
+"""DCGAN, LSGAN, WGAN-GP, SNGAN and several of each at once: one step from noise to a picture; guided, a latent walk.
 
 Knows nothing about files or prompts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import ClassVar, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sojourn.diffusion import langevin
 from sojourn.errors import ConfigError
 from sojourn.families.base import BaseConfig, BaseOptions, Family, Phase, finished
 from sojourn.nets import losses
-from sojourn.nets.conv import Discriminator, Generator, Norm, conditional
+from sojourn.nets.conv import Critic, Discriminator, Generator, Norm, conditional
+from sojourn.nets.resnet import ResDiscriminator, ResGenerator
+from sojourn.nets.spectral import advance
 from sojourn.registry import register
 from sojourn.types import Batch, Cond, DataSpec, Guide, Loss, Noise, Step
+
+
+def least_squares_d(real: Tensor, fake: Tensor) -> Tensor:
+    """Discriminator's distance from 1 and 0: (b,), (b,) -> (b,). Source: Mao et al. 2017, eq. 9."""
+    return 0.5 * ((real - 1).square() + fake.square())
+
+
+def least_squares_g(fake: Tensor) -> Tensor:
+    """Generator's side of it: (b,) -> (b,). Source: Mao et al. 2017, eq. 9."""
+    return 0.5 * (fake - 1).square()
+
+
+TERMS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "ns": (losses.logistic_d, losses.logistic_g),
+    "ls": (least_squares_d, least_squares_g),
+    "hinge": (losses.hinge_d, losses.hinge_g),
+    "wgan": (losses.wasserstein_d, losses.wasserstein_g),
+}
+"""The discriminator's and the generator's side of each loss."""
 
 
 class DCGANConfig(BaseConfig):
     """How a DCGAN is built."""
 
-    loss: Literal["ns", "wgan"] = "ns"
-    """ns: non-saturating logistic loss, penalty R1. wgan: Wasserstein loss, penalty of WGAN-GP."""
+    loss: Literal["ns", "ls", "hinge", "wgan"] = "ns"
+    """ns: non-saturating logistic loss. ls: least squares. hinge. wgan: Wasserstein loss, with WGAN-GP's penalty."""
+    net: Literal["dcgan", "resnet"] = "dcgan"
+    """dcgan: strided convolutions. resnet: SNGAN's residual blocks; better, and slower."""
     z_dim: int = Field(128, ge=1, le=4096)
     """Width of the latent, 1..4096."""
     width: int = Field(64, ge=1, le=1024)
@@ -35,13 +59,24 @@ class DCGANConfig(BaseConfig):
     g_norm: Norm = "batch"
     """Norm of the generator. batch: as in the paper, couples the rows of a training batch; layer: does not."""
     d_norm: Norm = "layer"
-    """Norm of the discriminator. batch excludes a penalty, which is a matter of single samples."""
+    """dcgan: norm of the discriminator. batch excludes a penalty, which is a matter of single samples."""
+    spectral: bool = False
+    """Whether the discriminator's weights are divided by their spectral norms."""
     penalty: float = Field(1.0, ge=0, le=1000)
-    """Weight of the gradient penalty: gamma / 2 of R1, lambda of WGAN-GP. 0 = off."""
+    """Weight of the gradient penalty: gamma / 2 of R1, or lambda of WGAN-GP with loss wgan. 0 = off."""
     n_critic: int = Field(1, ge=1, le=100)
     """Updates of the discriminator to one of the generator."""
     label_drop: float = Field(0.1, ge=0, le=1)
     """Share of training rows that lose their condition, so that drawing without one is learned. 0 = off."""
+    told: Literal["projection", "auxiliary"] = "projection"
+    """How the discriminator uses classes. projection: it asks whether picture and class (or text) belong together.
+    auxiliary: it names the class of pictures, real and drawn."""
+    discriminators: int = Field(1, ge=1, le=16)
+    """Discriminators that all judge each picture; the generator listens most to the harshest."""
+    generators: int = Field(1, ge=1, le=64)
+    """dcgan: generators that share all but their first layer; a seed decides whose picture a sample is."""
+    diversity: float = Field(0.1, ge=0, le=100)
+    """With several generators: weight of being told apart by whose picture it is."""
 
 
 class DCGANOptions(BaseOptions):
@@ -57,7 +92,10 @@ class DCGANOptions(BaseOptions):
     """Randomness of the guided walk: 1 samples, 0 goes to the nearest best place."""
 
 
-TINY = {"z_dim": 32, "width": 32, "max_width": 128, "g_norm": "layer"}
+TINY: dict[str, Any] = {"z_dim": 32, "width": 32, "max_width": 128, "g_norm": "layer"}
+SNGAN: dict[str, Any] = {"net": "resnet", "loss": "hinge", "spectral": True, "penalty": 0.0, "n_critic": 2}
+HARSH = 1.0
+"""How much more the generator listens to the harsher of its discriminators. 0 = to all alike."""
 
 
 @register(
@@ -73,6 +111,17 @@ TINY = {"z_dim": 32, "width": 32, "max_width": 128, "g_norm": "layer"}
 )
 @register(
     "family",
+    "lsgan",
+    presets={
+        "tiny": {**TINY, "loss": "ls"},
+        "64": {"width": 48, "max_width": 384, "loss": "ls"},
+        "128": {"width": 32, "max_width": 512, "loss": "ls"},
+    },
+    about="GAN with a least-squares loss: gradients also from fakes that are already taken for real",
+    source="Mao et al. 2017",
+)
+@register(
+    "family",
     "wgan-gp",
     presets={
         "tiny": {**TINY, "loss": "wgan", "penalty": 10.0, "n_critic": 2},
@@ -81,6 +130,28 @@ TINY = {"z_dim": 32, "width": 32, "max_width": 128, "g_norm": "layer"}
     },
     about="Wasserstein GAN with gradient penalty; steadier and slower than dcgan",
     source="Gulrajani et al. 2017",
+)
+@register(
+    "family",
+    "sngan",
+    presets={
+        "tiny": {**TINY, **SNGAN, "width": 16, "max_width": 32, "n_critic": 1},
+        "32": {**SNGAN, "width": 64, "max_width": 128},
+        "64": {**SNGAN, "width": 32, "max_width": 256},
+    },
+    about="Residual GAN with spectral normalisation and hinge loss, by class with a projection",
+    source="Miyato et al. 2018; Miyato & Koyama 2018 (classes)",
+)
+@register(
+    "family",
+    "multi-gan",
+    presets={
+        "tiny": {**TINY, "discriminators": 2, "generators": 3},
+        "64": {"width": 40, "max_width": 320, "discriminators": 2, "generators": 4},
+        "128": {"width": 32, "max_width": 384, "discriminators": 2, "generators": 4},
+    },
+    about="Several discriminators and several generators: less of a set's variety is lost",
+    source="Durugkar et al. 2017 (discriminators); Hoang et al. 2018 (generators)",
 )
 class DCGAN(Family):
     """The generator G and the discriminator D, trained in turn.
@@ -105,8 +176,31 @@ class DCGAN(Family):
                 'set d_norm to "layer" or "none", or penalty to 0',
                 penalty=config.penalty,
             )
-        self.G = Generator(spec, config.z_dim, config.width, config.max_width, config.g_norm)
-        self.D = Discriminator(spec, config.width, config.max_width, config.d_norm)
+        if config.net == "resnet" and config.generators > 1:
+            raise ConfigError("{count} generators want net dcgan; set net, or generators to 1", count=config.generators)
+        if config.told == "auxiliary" and not spec.labels:
+            raise ConfigError('told "auxiliary" needs classes, and the set has none; use projection')
+        c = config
+        self.G: Generator | ResGenerator
+        if c.net == "resnet":
+            self.G = ResGenerator(spec, c.z_dim, c.width, c.max_width, c.g_norm)
+        else:
+            self.G = Generator(spec, c.z_dim, c.width, c.max_width, c.g_norm, c.generators)
+        critics = [self._critic() for _ in range(c.discriminators)]
+        self.D: Critic | nn.ModuleList = critics[0] if len(critics) == 1 else nn.ModuleList(critics)
+
+    def _critic(self) -> Critic:
+        c, spec = self.config, self.spec
+        heads = [count for _, count in spec.labels] if c.told == "auxiliary" else []
+        heads += [c.generators] if c.generators > 1 else []
+        project = c.told == "projection"
+        if c.net == "resnet":
+            return ResDiscriminator(spec, c.width, c.max_width, heads, project, c.spectral)
+        return Discriminator(spec, c.width, c.max_width, c.d_norm, heads, project, c.spectral)
+
+    @property
+    def critics(self) -> list[Critic]:
+        return [self.D] if isinstance(self.D, Critic) else [d for d in self.D if isinstance(d, Critic)]
 
     @property
     def splittable(self) -> bool:  # type: ignore[override]
@@ -119,38 +213,81 @@ class DCGAN(Family):
     def loss(self, phase: str, batch: Batch, seen: int) -> Loss:
         cond = batch.cond.drop(self.config.label_drop) if conditional(self.spec) else batch.cond
         z = torch.randn(len(batch), self.config.z_dim).to(batch.x)
-        return self._loss_d(batch.x, z, cond) if phase == "D" else self._loss_g(z, cond)
+        which = torch.randint(self.config.generators, (len(batch),), device=z.device) if self.several else None
+        return self._loss_d(batch.x, z, cond, which) if phase == "D" else self._loss_g(z, cond, which)
 
-    def _loss_d(self, real: Tensor, z: Tensor, cond: Cond) -> Loss:
-        wgan = self.config.loss == "wgan"
+    def _loss_d(self, real: Tensor, z: Tensor, cond: Cond, which: Tensor | None) -> Loss:
+        config = self.config
         with torch.no_grad():
-            fake = self.G(z, cond)
-        if self.config.penalty > 0 and not wgan:
+            fake = self._draw(z, cond, which)
+        if config.penalty > 0 and config.loss != "wgan":
             real = real.detach().requires_grad_(True)
-        real_score, fake_score = self.D(real, cond), self.D(fake, cond)
-        value = (losses.wasserstein_d if wgan else losses.logistic_d)(real_score, fake_score)
-        logs = {"score/real": real_score.detach(), "score/fake": fake_score.detach(), "loss/D": value.detach()}
-        if self.config.penalty > 0:
-            if wgan:
-                mix = torch.rand(len(real)).to(real)
-                penalty = losses.one_centred_penalty(lambda x: self.D(x, cond), real, fake, mix)
-            else:
-                penalty = losses.zero_centred_penalty(real_score, real)
-            value = value + self.config.penalty * penalty
-            logs["penalty/D"] = penalty.detach()
+        values, logs = [], []
+        for critic in self.critics:
+            (real_score, real_said), (fake_score, fake_said) = critic.judge(real, cond), critic.judge(fake, cond)
+            value = TERMS[config.loss][0](real_score, fake_score)
+            log = {"score/real": real_score.detach(), "score/fake": fake_score.detach(), "loss/D": value.detach()}
+            if config.penalty > 0:
+                penalty = self._penalty(critic, real, real_score, fake, cond)
+                value = value + config.penalty * penalty
+                log["penalty/D"] = penalty.detach()
+            if config.told == "auxiliary":
+                named = named_as(real_said, cond) + named_as(fake_said, cond)
+                value = value + named
+                log["loss/classes"] = named.detach()
+            if which is not None:
+                whose = F.cross_entropy(fake_said[-1], which, reduction="none")
+                value = value + whose
+                log["loss/whose"] = whose.detach()
+            values.append(value)
+            logs.append(log)
+        return Loss(
+            torch.stack(values).mean(dim=0), {k: torch.stack([log[k] for log in logs]).mean(0) for k in logs[0]}
+        )
+
+    def _penalty(self, critic: Critic, real: Tensor, real_score: Tensor, fake: Tensor, cond: Cond) -> Tensor:
+        if self.config.loss != "wgan":
+            return losses.zero_centred_penalty(real_score, real)
+        mix = torch.rand(len(real)).to(real)
+        return losses.one_centred_penalty(lambda x: critic(x, cond), real, fake, mix)
+
+    def _loss_g(self, z: Tensor, cond: Cond, which: Tensor | None) -> Loss:
+        fake = self._draw(z, cond, which)
+        judged = [critic.judge(fake, cond) for critic in self.critics]
+        terms = torch.stack([TERMS[self.config.loss][1](score) for score, _ in judged])  # (discriminators, b)
+        # The harshest counts most, by a softmax of what each says. Source: Durugkar et al. 2017, sec. 3.2.
+        value = ((HARSH * terms.detach()).softmax(dim=0) * terms).sum(dim=0)
+        logs = {"loss/G": value.detach()}
+        if self.config.told == "auxiliary":
+            named = torch.stack([named_as(said, cond) for _, said in judged]).mean(dim=0)
+            value = value + named
+            logs["loss/G-classes"] = named.detach()
+        if which is not None:
+            # Source: Hoang et al. 2018, eq. 3.
+            apart = torch.stack([F.cross_entropy(said[-1], which, reduction="none") for _, said in judged]).mean(dim=0)
+            value = value + self.config.diversity * apart
+            logs["loss/G-whose"] = apart.detach()
         return Loss(value, logs)
 
-    def _loss_g(self, z: Tensor, cond: Cond) -> Loss:
-        score = self.D(self.G(z, cond), cond)
-        value = losses.wasserstein_g(score) if self.config.loss == "wgan" else losses.logistic_g(score)
-        return Loss(value, {"loss/G": value.detach()})
+    @property
+    def several(self) -> bool:
+        return self.config.generators > 1
+
+    def _draw(self, z: Tensor, cond: Cond, which: Tensor | None) -> Tensor:
+        out: Tensor = self.G(z, cond) if which is None else self.G(z, cond, which)
+        return out
+
+    def after(self, phase: str, stats: Mapping[str, Tensor]) -> None:
+        if phase == "D" and self.config.spectral:
+            advance(self.D)
 
     def sample(self, cond: Cond, noise: Noise, options: BaseOptions, guides: Sequence[Guide] = ()) -> Iterator[Step]:
         """One Step from z; with guides, a walk in z whose Steps show every decoded place."""
         assert isinstance(options, DCGANOptions)
         self.check_guides(guides)
         z = noise.draw("z", (self.config.z_dim,)).to(self.device)
-        decode = self._decoder(cond, options.truncation)
+        which = noise.draw("generator", (self.config.generators,)).argmax(dim=1).to(z.device) if self.several else None
+        decode = self._decoder(cond, options.truncation, which)
         energies = [guide.energy for guide in guides if guide.energy is not None]
         if not energies:
             with torch.no_grad():
@@ -168,9 +305,23 @@ class DCGAN(Family):
             temperature=options.temperature,
         )
 
-    def _decoder(self, cond: Cond, truncation: float) -> Callable[[Tensor], Tensor]:
-        return lambda z: self.G(truncation * z, cond)
+    def _decoder(self, cond: Cond, truncation: float, which: Tensor | None) -> Callable[[Tensor], Tensor]:
+        return lambda z: self._draw(truncation * z, cond, which)
 
     @property
     def device(self) -> torch.device:
         return next(self.G.parameters()).device
+
+
+def named_as(said: Sequence[Tensor], cond: Cond) -> Tensor:
+    """Cross-entropy of a critic's answers, (b, classes) for each label column, (b,); 0 where no class was asked.
+
+    Source: Odena et al. 2017, eq. 3.
+    """
+    assert cond.labels is not None
+    columns = cond.labels.unbind(dim=1)
+    terms = [
+        F.cross_entropy(logits, column.clamp(min=0), reduction="none") * (column >= 0)
+        for logits, column in zip(said, columns, strict=False)
+    ]
+    return torch.stack(terms).sum(dim=0)

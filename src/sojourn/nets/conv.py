@@ -1,4 +1,4 @@
-"""The plain convolutional generator and discriminator of DCGAN, for square pictures of 8, 16, 32, ... pixels.
+"""The plain convolutional generator and discriminators of DCGAN, for square pictures of 8, 16, 32, ... pixels.
 
 Pure modules: they know no losses and draw no noise. A condition comes in as a Cond, embedded here.
 """
@@ -6,6 +6,7 @@ Pure modules: they know no losses and draw no noise. A condition comes in as a C
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Literal
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from sojourn.errors import Unsupported
 from sojourn.nets.blocks import CondEmbed
+from sojourn.nets.spectral import normalised
 from sojourn.types import Cond, DataSpec
 
 Norm = Literal["batch", "layer", "none"]
@@ -61,20 +63,22 @@ def stage_widths(side: int, width: int, max_width: int) -> tuple[int, list[int]]
 class Generator(nn.Module):
     """z (b, z_dim) and a condition to pictures (b c h w) in (-1, 1).
 
-    A class is concatenated to z as a learned vector of unit variance. Source: Radford et al. 2016, fig. 1;
-    Mirza & Osindero 2014, sec. 3.2 for the class.
+    A class is concatenated to z as a learned vector of unit variance. `count` generators share all but their first
+    layer; `which` (b,) says whose picture a row is. Source: Radford et al. 2016, fig. 1; Mirza & Osindero 2014,
+    sec. 3.2 for the class; Hoang et al. 2018, sec. 3 for several.
     """
 
-    def __init__(self, spec: DataSpec, z_dim: int, width: int, max_width: int, norm: Norm) -> None:
+    def __init__(self, spec: DataSpec, z_dim: int, width: int, max_width: int, norm: Norm, count: int = 1) -> None:
         super().__init__()
         check_picture(spec)
         channels, side, _ = spec.shape
+        self.count = count
         self.embed = embedding(spec, COND_DIM) if conditional(spec) else None
         self.coarsest, widths = stage_widths(side, width, max_width)
         self.widest = widths[0]
         bias = norm == "none"
         features = z_dim + (COND_DIM if self.embed is not None else 0)
-        self.project = nn.Linear(features, self.widest * self.coarsest**2, bias=bias)
+        self.project = nn.Linear(features, count * self.widest * self.coarsest**2, bias=bias)
         self.first = norm_layer(norm, self.widest)
         self.stages = nn.ModuleList(
             nn.Sequential(nn.ConvTranspose2d(cin, cout, 4, 2, 1, bias=bias), norm_layer(norm, cout), nn.ReLU())
@@ -83,23 +87,65 @@ class Generator(nn.Module):
         self.out = nn.ConvTranspose2d(widths[-1], channels, 4, 2, 1)
         initialise(self)
 
-    def forward(self, z: Tensor, cond: Cond) -> Tensor:
+    def forward(self, z: Tensor, cond: Cond, which: Tensor | None = None) -> Tensor:
         h = self.project(with_condition(self.embed, z, cond))
+        if which is not None:
+            h = h.view(z.shape[0], self.count, -1)[torch.arange(z.shape[0], device=z.device), which]
         h = F.relu(self.first(h.view(z.shape[0], self.widest, self.coarsest, self.coarsest)))
         for stage in self.stages:
             h = stage(h)  # (b, widths[i], 2h, 2w)
         return self.out(h).tanh()
 
 
-class Discriminator(nn.Module):
-    """Pictures (b c h w) and a condition to one score each, (b,): a logit, or the critic's value.
+class Critic(nn.Module):
+    """A body from pictures to features (b, d), read as one score each and as logits of several questions.
 
-    The condition enters as an inner product with a projection of the last features. Source: Radford et al. 2016,
-    sec. 3; Miyato & Koyama 2018, eq. 3, with all places of the last map instead of their sum.
+    With `project` the condition enters the score as an inner product with a projection of the features. heads: answers
+    to each question asked beside the score. Source: Miyato & Koyama 2018, eq. 3; Odena et al. 2017 (a head for
+    classes).
     """
 
-    def __init__(self, spec: DataSpec, width: int, max_width: int, norm: Norm) -> None:
+    def __init__(
+        self, spec: DataSpec, body: nn.Module, features: int, heads: Sequence[int], project: bool, spectral: bool
+    ) -> None:
         super().__init__()
+        self.body = body
+        # no biases: they cancel between real and fake in a Wasserstein loss, and would never be trained
+        self.out = nn.Linear(features, 1, bias=False)
+        told = project and conditional(spec)
+        self.embed = embedding(spec, COND_DIM) if told else None
+        self.project = nn.Linear(features, COND_DIM, bias=False) if told else None
+        self.heads = nn.ModuleList(nn.Linear(features, count) for count in heads)
+        initialise(self)
+        if spectral:
+            normalised(self)
+
+    def forward(self, x: Tensor, cond: Cond) -> Tensor:
+        return self.judge(x, cond)[0]
+
+    def judge(self, x: Tensor, cond: Cond) -> tuple[Tensor, list[Tensor]]:
+        """(b c h w) to scores (b,), logits or a critic's values, and to the logits of each head, (b, answers)."""
+        h = self.body(x).flatten(1)
+        score = self.out(h)[:, 0]
+        if self.embed is not None and self.project is not None:
+            vector, _, _ = self.embed(cond, x.shape[0])
+            score = score + (self.project(h) * vector).sum(dim=1) / math.sqrt(COND_DIM)
+        return score, [head(h) for head in self.heads]
+
+
+class Discriminator(Critic):
+    """DCGAN's: strided convolutions, all places of the last map as features. Source: Radford et al. 2016, sec. 3."""
+
+    def __init__(
+        self,
+        spec: DataSpec,
+        width: int,
+        max_width: int,
+        norm: Norm,
+        heads: Sequence[int] = (),
+        project: bool = True,
+        spectral: bool = False,
+    ) -> None:
         check_picture(spec)
         channels, side, _ = spec.shape
         coarsest, widths = stage_widths(side, width, max_width)
@@ -108,21 +154,7 @@ class Discriminator(nn.Module):
         for cin, cout in pairwise(widths):
             conv = nn.Conv2d(cin, cout, 4, 2, 1, bias=norm == "none")
             layers += [conv, norm_layer(norm, cout), nn.LeakyReLU(0.2)]
-        self.body = nn.Sequential(*layers)
-        features = widths[-1] * coarsest**2
-        # no biases: they cancel between real and fake in a Wasserstein loss, and would never be trained
-        self.out = nn.Linear(features, 1, bias=False)
-        self.embed = embedding(spec, COND_DIM) if conditional(spec) else None
-        self.project = nn.Linear(features, COND_DIM, bias=False) if self.embed is not None else None
-        initialise(self)
-
-    def forward(self, x: Tensor, cond: Cond) -> Tensor:
-        h = self.body(x).flatten(1)
-        score = self.out(h)[:, 0]
-        if self.embed is not None and self.project is not None:
-            vector, _, _ = self.embed(cond, x.shape[0])
-            score = score + (self.project(h) * vector).sum(dim=1) / math.sqrt(COND_DIM)
-        return score
+        super().__init__(spec, nn.Sequential(*layers), widths[-1] * coarsest**2, heads, project, spectral)
 
 
 def embedding(spec: DataSpec, dim: int) -> CondEmbed:
