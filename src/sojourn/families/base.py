@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from sojourn.diffusion import langevin
 from sojourn.errors import Unsupported
 from sojourn.types import Batch, Cond, DataSpec, Guide, Loss, Noise, Step
 
@@ -41,6 +42,17 @@ class BaseConfig(BaseModel):
 
 class BaseOptions(BaseConfig):
     """How to draw from a family."""
+
+
+class LatentOptions(BaseOptions):
+    """How to draw from a family that maps a latent to a sample in one step."""
+
+    steps: int = Field(60, ge=1, le=1000)
+    """Moves of the walk when a guide bends it; without one there is a single step."""
+    step_size: float = Field(0.05, gt=0, le=10)
+    """Length of the first moves, in the time of the prior's flow; each row then finds its own."""
+    temperature: float = Field(1.0, ge=0, le=10)
+    """Randomness of the guided walk: 1 samples, 0 goes to the nearest best place."""
 
 
 class Family(nn.Module):
@@ -116,3 +128,22 @@ def finished(x: Tensor) -> Step:
     """The last step of a walk that ends at x."""
     rows = x.shape[0]
     return Step(x0=x, x=x, sigma=torch.zeros(rows), done=torch.ones(rows, dtype=torch.bool))
+
+
+def drawn(
+    decode: Callable[[Tensor], Tensor],
+    z: Tensor,
+    cond: Cond,
+    guides: Sequence[Guide],
+    noise: Noise,
+    options: LatentOptions,
+) -> Iterator[Step]:
+    """One Step from the latent z (b, ...); with energies among the guides, a walk in z of every decoded place."""
+    energies = [guide.energy for guide in guides if guide.energy is not None]
+    if not energies:
+        with torch.no_grad():
+            x = decode(z)
+        yield finished(x)
+        return
+    size, heat = options.step_size, options.temperature
+    yield from langevin.walk(decode, z, cond, energies, noise, steps=options.steps, step_size=size, temperature=heat)

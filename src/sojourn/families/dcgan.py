@@ -13,9 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sojourn.diffusion import langevin
 from sojourn.errors import ConfigError
-from sojourn.families.base import BaseConfig, BaseOptions, Family, Phase, finished
+from sojourn.families.base import BaseConfig, BaseOptions, Family, LatentOptions, Phase, drawn
 from sojourn.nets import losses
 from sojourn.nets.conv import Critic, Discriminator, Generator, Norm, conditional
 from sojourn.nets.resnet import ResDiscriminator, ResGenerator
@@ -79,17 +78,11 @@ class DCGANConfig(BaseConfig):
     """With several generators: weight of being told apart by whose picture it is."""
 
 
-class DCGANOptions(BaseOptions):
+class DCGANOptions(LatentOptions):
     """How to draw from a DCGAN."""
 
     truncation: float = Field(1.0, ge=0, le=1)
     """Std of z: less is closer to the typical picture, with less variety. 1 = off."""
-    steps: int = Field(60, ge=1, le=1000)
-    """Moves of the walk when a guide bends it; without one there is a single step."""
-    step_size: float = Field(0.05, gt=0, le=10)
-    """Length of the first moves, in the time of the prior's flow; each row then finds its own."""
-    temperature: float = Field(1.0, ge=0, le=10)
-    """Randomness of the guided walk: 1 samples, 0 goes to the nearest best place."""
 
 
 TINY: dict[str, Any] = {"z_dim": 32, "width": 32, "max_width": 128, "g_norm": "layer"}
@@ -288,22 +281,7 @@ class DCGAN(Family):
         z = noise.draw("z", (self.config.z_dim,)).to(self.device)
         which = noise.draw("generator", (self.config.generators,)).argmax(dim=1).to(z.device) if self.several else None
         decode = self._decoder(cond, options.truncation, which)
-        energies = [guide.energy for guide in guides if guide.energy is not None]
-        if not energies:
-            with torch.no_grad():
-                x = decode(z)
-            yield finished(x)
-            return
-        yield from langevin.walk(
-            decode,
-            z,
-            cond,
-            energies,
-            noise,
-            steps=options.steps,
-            step_size=options.step_size,
-            temperature=options.temperature,
-        )
+        yield from drawn(decode, z, cond, guides, noise, options)
 
     def _decoder(self, cond: Cond, truncation: float, which: Tensor | None) -> Callable[[Tensor], Tensor]:
         return lambda z: self._draw(truncation * z, cond, which)

@@ -13,8 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sojourn.diffusion.langevin import walk
-from sojourn.families.base import BaseConfig, BaseOptions, Family, Phase, finished
+from sojourn.families.base import BaseConfig, BaseOptions, Family, LatentOptions, Phase, drawn
 from sojourn.nets.blocks import CondEmbed, ResBlock
 from sojourn.nets.losses import gradient_l1
 from sojourn.registry import register
@@ -172,13 +171,9 @@ class VAE(Family):
         drawn from 0 to this. A decoder that knows it smooths over what a walk leaves unfinished. Source: Zheng et al.
         2025 (representation autoencoders), noise-augmented decoding."""
 
-    class Options(BaseOptions):
+    class Options(LatentOptions):
         temperature: float = Field(1.0, ge=0, le=4)
         """Standard deviation of the latent draw. 0 = the mean picture."""
-        steps: int = Field(60, ge=1, le=1000)
-        """Steps of the latent walk when a guide is given."""
-        step_size: float = Field(0.05, gt=0, le=10)
-        """Step size of that walk."""
 
     can: ClassVar[frozenset[str]] = frozenset({"sample", "encode", "decode"})
     guides: ClassVar[frozenset[str]] = frozenset({"energy"})
@@ -232,14 +227,7 @@ class VAE(Family):
         assert isinstance(options, VAE.Options)
         self.check_guides(guides)
         z = options.temperature * noise.draw("z", self.latent_shape)
-        if not guides:
-            yield finished(self.dec(z, cond))
-            return
-        energies = [guide.energy for guide in guides if guide.energy is not None]
-        yield from walk(
-            lambda latent: self.dec(latent, cond), z, cond, energies, noise,
-            steps=options.steps, step_size=options.step_size, temperature=options.temperature,
-        )  # fmt: skip
+        yield from drawn(lambda latent: self.dec(latent, cond), z, cond, guides, noise, options)
 
 
 def roughness(mean: Tensor, most: float) -> Tensor:
