@@ -44,10 +44,13 @@ class SpectralNorm(nn.Module):
         self.u.copy_(F.normalize(matrix @ self.v, dim=0))
 
 
-def normalised(net: nn.Module) -> None:
-    """Divide the weights of all convolutions, linear layers and embeddings of `net` by their spectral norms."""
+def normalised(net: nn.Module, but: tuple[type[nn.Module], ...] = ()) -> None:
+    """Divide the weights of all convolutions, linear layers and embeddings of `net` by their spectral norms.
+
+    but: kinds of layers that stay as they are.
+    """
     for module in list(net.modules()):
-        if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding) and not isinstance(module, but):
             norm = SpectralNorm(module.weight.detach())
             parametrize.register_parametrization(module, "weight", norm)
 

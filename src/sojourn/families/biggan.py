@@ -1,0 +1,252 @@
+"""BigGAN: classes and parts of the latent in every layer, orthogonal weights, truncation.
+
+Knows nothing about files or prompts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sojourn.errors import ConfigError
+from sojourn.families.base import BaseConfig, BaseOptions, Family, LatentOptions, Phase, drawn
+from sojourn.nets import losses
+from sojourn.nets.blocks import Attention
+from sojourn.nets.conv import COND_DIM, Norm, check_picture, conditional, embedding, norm_layer, stage_widths
+from sojourn.nets.resnet import Down, Pooled, Up
+from sojourn.nets.spectral import advance, normalised
+from sojourn.registry import register
+from sojourn.types import Batch, Cond, DataSpec, Guide, Loss, Noise, Step
+
+
+class BigGANConfig(BaseConfig):
+    """How a BigGAN is built."""
+
+    z_dim: int = Field(100, ge=2, le=4096)
+    """Width of the latent; it is dealt to the layers in equal parts, what is left over to the first."""
+    width: int = Field(48, ge=8, le=1024)
+    """Channels of both nets at half the picture's size, a multiple of 8; they double with each halving."""
+    max_width: int = Field(384, ge=8, le=4096)
+    """Most channels a layer has, a multiple of 8."""
+    attend: int = Field(16, ge=0, le=64)
+    """Side of the map at which both nets look at all places at once. 0 = off."""
+    g_norm: Norm = "batch"
+    """Norm of the generator. batch: as in the paper, couples the rows of a training batch; layer: does not."""
+    n_critic: int = Field(2, ge=1, le=100)
+    """Updates of the discriminator to one of the generator."""
+    orthogonal: float = Field(1e-4, ge=0, le=1)
+    """Weight of what keeps a layer's filters at right angles, so that truncation works. 0 = off."""
+    label_drop: float = Field(0.1, ge=0, le=1)
+    """Share of training rows that lose their condition, so that drawing without one is learned. 0 = off."""
+
+
+class BigGANOptions(LatentOptions):
+    """How to draw from a BigGAN."""
+
+    truncation: float | None = Field(None, gt=0, le=10)
+    """Largest value in z, whose normal distribution is cut there: about 0.5 for typical pictures, with less variety.
+    None = off."""
+
+
+class Look(nn.Module):
+    """Attention among all places of a map, around a skip that opens from zero: (b, c, h, w) -> the same.
+
+    Source: Zhang et al. 2019 (SAGAN), sec. 3.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.attention = Attention(channels, max(1, channels // 64))
+        self.gate = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.attention(x.flatten(2).transpose(1, 2))  # (b, h w, c)
+        return x + self.gate * tokens.transpose(1, 2).reshape(x.shape)
+
+
+class BigGenerator(nn.Module):
+    """z (b, z_dim) and a condition to pictures (b c h w) in (-1, 1).
+
+    Every block gets its own part of z beside the embedded condition, which all blocks share. Source: Brock et al. 2019,
+    app. B, fig. 15.
+    """
+
+    def __init__(self, spec: DataSpec, config: BigGANConfig) -> None:
+        super().__init__()
+        check_picture(spec)
+        channels, side, _ = spec.shape
+        self.embed = embedding(spec, COND_DIM) if conditional(spec) else None
+        self.coarsest, widths = stage_widths(side, config.width, config.max_width)
+        widths = [widths[0], *widths]
+        part = config.z_dim // len(widths)
+        if part == 0:
+            raise ConfigError(
+                "z_dim {z_dim} is too small for {count} layers; take at least {count}",
+                z_dim=config.z_dim,
+                count=len(widths),
+            )
+        self.parts = [config.z_dim - part * (len(widths) - 1)] + [part] * (len(widths) - 1)
+        dim = part + (COND_DIM if self.embed is not None else 0)
+        self.project = nn.Linear(self.parts[0], widths[0] * self.coarsest**2)
+        self.blocks = nn.ModuleList(Up(cin, cout, config.g_norm, dim) for cin, cout in pairwise(widths))
+        sides = [self.coarsest * 2 ** (i + 1) for i in range(len(self.blocks))]
+        self.look = nn.ModuleDict({str(i): Look(widths[i + 1]) for i, s in enumerate(sides) if s == config.attend})
+        self.norm = norm_layer(config.g_norm, widths[-1])
+        self.out = nn.Conv2d(widths[-1], channels, 3, padding=1)
+        orthogonal(self)
+        normalised(self, but=(nn.Embedding,))
+
+    def forward(self, z: Tensor, cond: Cond) -> Tensor:
+        first, *parts = z.split(self.parts, dim=1)
+        vector = None if self.embed is None else self.embed(cond, z.shape[0])[0]
+        h = self.project(first).view(z.shape[0], -1, self.coarsest, self.coarsest)
+        for i, (block, part) in enumerate(zip(self.blocks, parts, strict=True)):
+            h = block(h, part if vector is None else torch.cat([part, vector], dim=1))
+            if str(i) in self.look:
+                h = self.look[str(i)](h)
+        return torch.tanh(self.out(F.relu(self.norm(h))))
+
+
+class BigDiscriminator(nn.Module):
+    """Pictures (b c h w) and a condition to one score each, (b,).
+
+    Source: Brock et al. 2019, app. B; Miyato & Koyama 2018, eq. 3.
+    """
+
+    def __init__(self, spec: DataSpec, config: BigGANConfig) -> None:
+        super().__init__()
+        check_picture(spec)
+        channels, side, _ = spec.shape
+        widths = stage_widths(side, config.width, config.max_width)[1][::-1]
+        layers: list[nn.Module] = []
+        for i, (cin, cout) in enumerate(pairwise([channels, *widths])):
+            layers.append(Down(cin, cout, halve=True, first=i == 0))
+            side //= 2
+            if side == config.attend:
+                layers.append(Look(cout))
+        self.body = nn.Sequential(*layers, Down(widths[-1], widths[-1], halve=False), Pooled())
+        self.out = nn.Linear(widths[-1], 1, bias=False)
+        self.embed = embedding(spec, widths[-1]) if conditional(spec) else None
+        orthogonal(self)
+        normalised(self)
+
+    def forward(self, x: Tensor, cond: Cond) -> Tensor:
+        h = self.body(x)  # (b, d)
+        score: Tensor = self.out(h)[:, 0]
+        if self.embed is None:
+            return score
+        return score + (self.embed(cond, x.shape[0])[0] * h).sum(dim=1)
+
+
+@register(
+    "family",
+    "biggan",
+    presets={
+        "tiny": {"z_dim": 32, "width": 16, "max_width": 32, "attend": 4, "g_norm": "layer", "n_critic": 1},
+        "32": {"width": 64, "max_width": 192},
+        "64": {"width": 32, "max_width": 256},
+        "128": {"width": 32, "max_width": 384, "attend": 32},
+    },
+    about="BigGAN: classes and latent in every layer, variety for fidelity by truncation",
+    source="Brock et al. 2019, Large Scale GAN Training for High Fidelity Natural Image Synthesis",
+)
+class BigGAN(Family):
+    """The generator G and the discriminator D, trained in turn with the hinge loss.
+
+    The packaged G is a moving average, as in the paper (sec. 3); its batch norm's running statistics stand for the
+    paper's standing ones.
+    """
+
+    Config = BigGANConfig
+    Options = BigGANOptions
+    averaged: ClassVar[tuple[str, ...]] = ("G",)
+    score: ClassVar[str] = "held_out/swd"
+    guides: ClassVar[frozenset[str]] = frozenset({"energy"})
+
+    config: BigGANConfig
+
+    def __init__(self, config: BigGANConfig, spec: DataSpec) -> None:
+        super().__init__(config, spec)
+        self.G = BigGenerator(spec, config)
+        self.D = BigDiscriminator(spec, config)
+
+    @property
+    def splittable(self) -> bool:  # type: ignore[override]
+        """Batch norm sees its whole batch."""
+        return self.config.g_norm != "batch"
+
+    def phases(self) -> list[Phase]:
+        return [Phase("D", ("D",), repeat=self.config.n_critic), Phase("G", ("G",))]
+
+    def loss(self, phase: str, batch: Batch, seen: int) -> Loss:
+        cond = batch.cond.drop(self.config.label_drop) if conditional(self.spec) else batch.cond
+        z = torch.randn(len(batch), self.config.z_dim).to(batch.x)
+        if phase == "D":
+            with torch.no_grad():
+                fake = self.G(z, cond)
+            real_score, fake_score = self.D(batch.x, cond), self.D(fake, cond)
+            value = losses.hinge_d(real_score, fake_score)
+            logs = {"score/real": real_score.detach(), "score/fake": fake_score.detach(), "loss/D": value.detach()}
+            return Loss(value, logs)
+        value = losses.hinge_g(self.D(self.G(z, cond), cond))
+        logs = {"loss/G": value.detach()}
+        if self.config.orthogonal:
+            angles = skew(self.G)
+            value = value + self.config.orthogonal * angles
+            logs["loss/orthogonal"] = angles.detach()
+        return Loss(value, logs)
+
+    def after(self, phase: str, stats: Mapping[str, Tensor]) -> None:
+        advance(self.D if phase == "D" else self.G)
+
+    def sample(self, cond: Cond, noise: Noise, options: BaseOptions, guides: Sequence[Guide] = ()) -> Iterator[Step]:
+        """One Step from z; with guides, a walk in z whose Steps show every decoded place."""
+        assert isinstance(options, BigGANOptions)
+        self.check_guides(guides)
+        z = noise.draw("z", (self.config.z_dim,)).to(next(self.G.parameters()).device)
+
+        def decode(z: Tensor) -> Tensor:
+            out: Tensor = self.G(z if options.truncation is None else cut(z, options.truncation), cond)
+            return out
+
+        yield from drawn(decode, z, cond, guides, noise, options)
+
+
+def orthogonal(net: nn.Module) -> None:
+    """Weights of convolutions and linear layers orthogonal, embeddings normal, biases zero (Saxe et al. 2014)."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.orthogonal_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight)
+
+
+def skew(net: nn.Module) -> Tensor:
+    """Sum over weights of the squared inner products of different filters. Source: Brock et al. 2019, eq. 3."""
+    terms = []
+    for name, weight in net.named_parameters():
+        if weight.ndim > 1 and "embed" not in name:
+            filters = weight.flatten(1)  # (out, in)
+            gram = filters @ filters.T
+            terms.append((gram - gram.diagonal().diag()).square().sum())
+    return torch.stack(terms).sum()
+
+
+def cut(z: Tensor, most: float) -> Tensor:
+    """Normal z to a normal distribution cut at +-most, value by value, keeping their order.
+
+    What resampling gives, as a function: a seed keeps its picture and the latent walk its gradient. Source: Brock et
+    al. 2019, sec. 3.1.
+    """
+    low = 0.5 * math.erfc(most / math.sqrt(2))
+    share = low + (1 - 2 * low) * torch.special.ndtr(z.double())
+    return torch.special.ndtri(share.clamp(1e-12, 1 - 1e-12)).to(z)
