@@ -1,0 +1,203 @@
+"""StyleGAN2: a mapped latent that scales every convolution, with lazy penalties, style mixing and truncation in w.
+
+Knows nothing about files or prompts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from sojourn.families.base import BaseConfig, BaseOptions, Family, LatentOptions, Phase, drawn
+from sojourn.nets import losses
+from sojourn.nets import style as nets
+from sojourn.nets.conv import conditional
+from sojourn.registry import register
+from sojourn.types import Batch, Cond, DataSpec, Guide, Loss, Noise, Step
+
+MEAN_KEEP = 0.998
+"""Share that the running mean of w keeps at an update."""
+LENGTH_KEEP = 0.99
+"""The same of the running mean of path lengths (Karras et al. 2020, app. B)."""
+
+
+class StyleGAN2Config(BaseConfig):
+    """How a StyleGAN2 is built."""
+
+    z_dim: int = Field(128, ge=2, le=4096)
+    """Width of the latent z."""
+    w_dim: int = Field(128, ge=2, le=4096)
+    """Width of the style w."""
+    mapping: int = Field(4, ge=1, le=16)
+    """Layers from z to w."""
+    width: int = Field(32, ge=4, le=1024)
+    """Channels of both nets at full resolution; they double with each halving."""
+    max_width: int = Field(192, ge=4, le=4096)
+    """Most channels a layer has."""
+    gamma: float = Field(1.0, ge=0, le=1000)
+    """Weight of R1, before the half of its definition. 0 = off."""
+    r1_every: int = Field(16, ge=1, le=1000)
+    """Rounds between two updates of R1."""
+    path: float = Field(2.0, ge=0, le=100)
+    """Weight of the path length penalty. 0 = off."""
+    path_every: int = Field(8, ge=1, le=1000)
+    """Rounds between two updates of it."""
+    mixing: float = Field(0.9, ge=0, le=1)
+    """Share of drawn pictures in training whose later layers follow a second latent. 0 = off."""
+    label_drop: float = Field(0.1, ge=0, le=1)
+    """Share of training rows that lose their condition, so that drawing without one is learned. 0 = off."""
+
+
+class StyleGAN2Options(LatentOptions):
+    """How to draw from a StyleGAN2."""
+
+    truncation: float = Field(1.0, ge=-2, le=2)
+    """Distance of w from its mean: less is closer to the typical picture, with less variety. 1 = off, 0 = the mean."""
+    truncated: int = Field(64, ge=0, le=64)
+    """Layers that truncation is for, coarsest first; the others keep their details. 64 = all."""
+
+
+class StyleGenerator(nn.Module):
+    """z (b, z_dim), a condition and noise of each layer to pictures (b c h w)."""
+
+    mean: Tensor
+
+    def __init__(self, spec: DataSpec, config: StyleGAN2Config) -> None:
+        super().__init__()
+        self.mapping = nets.Mapping(spec, config.z_dim, config.w_dim, config.mapping)
+        self.synthesis = nets.Synthesis(spec, config.w_dim, config.width, config.max_width)
+        self.register_buffer("mean", torch.zeros(config.w_dim))
+
+    def styles(self, z: Tensor, cond: Cond) -> Tensor:
+        """One w for each layer: (b, layers, w_dim)."""
+        w: Tensor = self.mapping(z, cond)
+        return w[:, None].repeat(1, self.synthesis.count, 1)
+
+
+@register(
+    "family",
+    "stylegan2",
+    presets={
+        "tiny": {"z_dim": 32, "w_dim": 32, "mapping": 2, "width": 8, "max_width": 32, "r1_every": 2, "path_every": 2},
+        "32": {"width": 48, "max_width": 192},
+        "64": {"width": 24, "max_width": 192},
+        "128": {"width": 16, "max_width": 256},
+    },
+    about="StyleGAN2: smooth latents, coarse and fine styles apart; best on sets of one kind of thing",
+    source="Karras et al. 2020, Analyzing and Improving the Image Quality of StyleGAN",
+)
+class StyleGAN2(Family):
+    """The generator G and the discriminator D, trained in turn, each with a penalty now and then."""
+
+    Config = StyleGAN2Config
+    Options = StyleGAN2Options
+    averaged: ClassVar[tuple[str, ...]] = ("G",)
+    score: ClassVar[str] = "held_out/swd"
+    guides: ClassVar[frozenset[str]] = frozenset({"energy"})
+    splittable: ClassVar[bool] = False
+
+    config: StyleGAN2Config
+    length: Tensor
+
+    def __init__(self, config: StyleGAN2Config, spec: DataSpec) -> None:
+        super().__init__(config, spec)
+        self.G = StyleGenerator(spec, config)
+        self.D = nets.StyleDiscriminator(spec, config.width, config.max_width)
+        self.register_buffer("length", torch.zeros(()))
+
+    def phases(self) -> list[Phase]:
+        c = self.config
+        phases = [Phase("D", ("D",)), Phase("G", ("G",))]
+        phases += [Phase("R1", ("D",), every=c.r1_every)] if c.gamma else []
+        return phases + ([Phase("path", ("G",), every=c.path_every)] if c.path else [])
+
+    def loss(self, phase: str, batch: Batch, seen: int) -> Loss:
+        cond = batch.cond.drop(self.config.label_drop) if conditional(self.spec) else batch.cond
+        if phase == "R1":
+            real = batch.x.detach().requires_grad_(True)
+            penalty = losses.zero_centred_penalty(self.D(real, cond), real)
+            return Loss(self.config.gamma / 2 * penalty, {"penalty/R1": penalty.detach()})
+        if phase == "path":
+            return self._path(cond, len(batch))
+        if phase == "D":
+            with torch.no_grad():
+                fake = self.G.synthesis(self._mixed(cond, len(batch)), self._eps(len(batch)))
+            real_score, fake_score = self.D(batch.x, cond), self.D(fake, cond)
+            value = losses.logistic_d(real_score, fake_score)
+            logs = {"score/real": real_score.detach(), "score/fake": fake_score.detach(), "loss/D": value.detach()}
+            return Loss(value, logs)
+        styles = self._mixed(cond, len(batch))
+        value = losses.logistic_g(self.D(self.G.synthesis(styles, self._eps(len(batch))), cond))
+        stats = {"w": styles[:, 0].detach().sum(dim=0), "rows": torch.tensor(float(len(batch)))}
+        return Loss(value, {"loss/G": value.detach()}, stats=stats)
+
+    def _path(self, cond: Cond, rows: int) -> Loss:
+        styles = self.G.styles(self._z(rows), cond)
+        x = self.G.synthesis(styles, self._eps(rows))
+        lengths = path_lengths(x, styles, torch.randn_like(x))
+        # The mean moves with each update: at the first, which has none, it is that of its own rows.
+        mean = torch.where(self.length > 0, self.length, lengths.detach().mean())
+        penalty = (lengths - mean).square()
+        stats = {"length": lengths.detach().sum(), "rows": torch.tensor(float(rows))}
+        logs = {"penalty/path": penalty.detach(), "path/length": lengths.detach()}
+        return Loss(self.config.path * penalty, logs, stats=stats)
+
+    def _z(self, rows: int) -> Tensor:
+        return torch.randn(rows, self.config.z_dim).to(self.length)
+
+    def _eps(self, rows: int) -> list[Tensor]:
+        return [torch.randn(rows, *shape).to(self.length) for shape in self.G.synthesis.shapes]
+
+    def _mixed(self, cond: Cond, rows: int) -> Tensor:
+        """Styles of random latents, some with those of a second from a random layer on.
+
+        Source: Karras et al. 2019, sec. 3.1.
+        """
+        first, count = self.G.styles(self._z(rows), cond), self.G.synthesis.count
+        if not self.config.mixing or count < 2:
+            return first
+        second = self.G.styles(self._z(rows), cond)
+        cross = torch.randint(1, count, (rows,))
+        cross = torch.where(torch.rand(rows) < self.config.mixing, cross, count).to(first.device)
+        later = torch.arange(count, device=first.device)[None] >= cross[:, None]  # (b, layers)
+        return torch.where(later[:, :, None], second, first)
+
+    def after(self, phase: str, stats: Mapping[str, Tensor]) -> None:
+        if phase == "G" and "w" in stats:
+            self.G.mean.lerp_(stats["w"].to(self.G.mean) / stats["rows"], 1 - MEAN_KEEP)
+        if phase == "path" and "length" in stats:
+            mean = (stats["length"] / stats["rows"]).to(self.length)
+            self.length.copy_(torch.where(self.length > 0, self.length.lerp(mean, 1 - LENGTH_KEEP), mean))
+
+    def sample(self, cond: Cond, noise: Noise, options: BaseOptions, guides: Sequence[Guide] = ()) -> Iterator[Step]:
+        """One Step from z; with guides, a walk in z whose Steps show every decoded place."""
+        assert isinstance(options, StyleGAN2Options)
+        self.check_guides(guides)
+        z = noise.draw("z", (self.config.z_dim,)).to(self.length)
+        shapes = self.G.synthesis.shapes
+        eps = [noise.draw(f"noise/{i}", shape).to(self.length) for i, shape in enumerate(shapes)]
+
+        def decode(z: Tensor) -> Tensor:
+            styles = self.G.styles(z, cond)
+            short = torch.lerp(self.G.mean.expand_as(styles), styles, options.truncation)
+            n = options.truncated
+            out: Tensor = self.G.synthesis(torch.cat([short[:, :n], styles[:, n:]], dim=1), eps)
+            return out
+
+        yield from drawn(decode, z, cond, guides, noise, options)
+
+
+def path_lengths(x: Tensor, styles: Tensor, eps: Tensor) -> Tensor:
+    """How far pictures x (b c h w) move with their styles (b, layers, d), in the random direction eps: (b,).
+
+    The norm of J' y with y = eps / sqrt(pixels), its square a mean over layers. Source: Karras et al. 2020, eq. 4.
+    """
+    pixels = x.shape[2] * x.shape[3]
+    with torch.enable_grad():
+        (grad,) = torch.autograd.grad((x * eps).sum() / math.sqrt(pixels), styles, create_graph=True)
+    return (grad.square().sum(dim=2).mean(dim=1) + 1e-12).sqrt()
