@@ -1,4 +1,4 @@
-"""Variational autoencoders: the KL term, and a decoder that learns alone to see through noise."""
+"""Variational autoencoders: the KL term, noise before and behind the encoder, and one that a discriminator judges."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
+from torch.nn import functional as F
 
 from sojourn.families.vae import VAE, kl_normal, roughness
+from sojourn.families.vaegan import VAEGAN, likeness
+from sojourn.registry import preset
 from sojourn.types import Batch, Cond, DataSpec
 
 SPEC = DataSpec("image", (1, 8, 8))
@@ -83,3 +86,79 @@ def test_noise_is_for_training_alone():
         torch.manual_seed(1)
         values.append(family.loss("elbo", digits(), 0).value)
     assert torch.equal(*values)
+
+
+# Denoising
+
+
+def test_a_denoising_vae_is_asked_for_the_clean_picture():
+    torch.manual_seed(0)
+    spec = DataSpec("image", (1, 8, 8))
+    noisy = VAE(VAE.Config(**{**preset("denoising-vae", "tiny"), "corruption": 0.5}), spec).train()
+    plain = VAE(VAE.Config(**{**preset("denoising-vae", "tiny"), "corruption": 0.0}), spec).train()
+    plain.load_state_dict(noisy.state_dict())
+    x = torch.rand(4, 1, 8, 8) * 2 - 1
+    data = Batch(x, Cond(), torch.ones(4))
+    torch.manual_seed(7)
+    loss = noisy.loss("elbo", data, 0)
+    torch.manual_seed(7)
+    mean, logvar = noisy.enc(x + 0.5 * torch.randn_like(x), Cond())
+    out = noisy.dec(mean + (logvar / 2).exp() * torch.randn_like(mean), Cond())
+    torch.testing.assert_close(loss.value, (out - x).abs().mean((1, 2, 3)) + kl_normal(mean, logvar) / 64)
+    noisy.eval(), plain.eval()
+    torch.manual_seed(7)
+    held_out = noisy.loss("elbo", data, 0).value
+    torch.manual_seed(7)
+    torch.testing.assert_close(plain.loss("elbo", data, 0).value, held_out)
+
+
+# VAE/GAN
+
+
+def vaegan(**changes: object) -> VAEGAN:
+    torch.manual_seed(0)
+    config = VAEGAN.Config(**{**preset("vae-gan", "tiny"), **changes})
+    return VAEGAN(config, DataSpec("image", (3, 16, 16), labels=(("kind", 4),))).train()
+
+
+def test_likeness_is_measured_in_the_middle_of_the_discriminator():
+    family = vaegan()
+    x, y = torch.randn(2, 5, 3, 16, 16)
+    layers = list(family.D.body)
+    a, b = x, y
+    for layer in layers[: (len(layers) + 1) // 2]:
+        a, b = layer(a), layer(b)
+    assert a.shape[-1] > 1, "the features are still a map"
+    torch.testing.assert_close(likeness(family.D.body, x, y), (a - b).square().mean((1, 2, 3)) / 2)
+    assert float(likeness(family.D.body, x, x).detach().max()) == 0
+
+
+def test_each_third_of_a_vaegan_has_its_own_loss():
+    family = vaegan(conditional=True, similarity=3.0, pixels=2.0, beta=0.5, penalty=0.0)
+    x = torch.rand(4, 3, 16, 16) * 2 - 1
+    cond = Cond(labels=torch.tensor([[0], [1], [2], [3]]))
+    data = Batch(x, cond, torch.ones(4))
+    values = {}
+    for phase in ("enc", "dec", "D"):
+        torch.manual_seed(7)
+        values[phase] = family.loss(phase, data, 0).value.detach()
+    torch.manual_seed(7)
+    mean, logvar = family.enc(x, cond)
+    again = family.dec(mean + (logvar / 2).exp() * torch.randn_like(mean), cond)
+    fresh = family.dec(torch.randn_like(mean), cond)
+    like, pixels = likeness(family.D.body, again, x), (again - x).abs().mean((1, 2, 3))
+    kl = kl_normal(mean, logvar) / x[0].numel()
+    real, one, two = (family.D(v, cond) for v in (x, again, fresh))
+    torch.testing.assert_close(values["enc"], (like + 2 * pixels + 0.5 * kl).detach())
+    fooled = (F.softplus(-one) + F.softplus(-two)) / 2
+    torch.testing.assert_close(values["dec"], (3 * like + 2 * pixels + fooled).detach())
+    judged = F.softplus(-real) + (F.softplus(one) + F.softplus(two)) / 2
+    torch.testing.assert_close(values["D"], judged.detach())
+
+
+def test_a_vaegan_reconstructs_through_its_latent():
+    family = vaegan().eval()
+    x = torch.rand(2, 3, 16, 16) * 2 - 1
+    z = family.encode(x)
+    assert z.shape == (2, 4)
+    assert family.decode(z).shape == x.shape

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sojourn.errors import ConfigError
 from sojourn.families.base import BaseConfig, BaseOptions, Family, LatentOptions, Phase, drawn
 from sojourn.nets.blocks import CondEmbed, ResBlock
 from sojourn.nets.losses import gradient_l1
@@ -20,10 +21,29 @@ from sojourn.registry import register
 from sojourn.types import Batch, Cond, DataSpec, Guide, Loss, Noise, Step
 
 
+class AutoencoderConfig(BaseConfig):
+    """How the two halves of an autoencoder are built."""
+
+    widths: tuple[int, ...] = Field((32, 64), min_length=1, max_length=8)
+    """Channels per resolution, finest first; each further one halves the side."""
+    depth: tuple[Annotated[int, Field(ge=0, le=32)], Annotated[int, Field(ge=0, le=32)]] = (1, 1)
+    """Residual blocks per resolution in the encoder and the decoder."""
+    stem: int = Field(1, ge=1, le=8)
+    """Pixels folded into channels before the first layer (space to depth). 1 = none."""
+    z: int = Field(16, ge=1, le=4096)
+    """Latent numbers (flat) or channels (map)."""
+    latent: Literal["flat", "map"] = "flat"
+    """flat: one vector. map: a small picture, for latent walks."""
+    beta: float = Field(1.0, ge=0)
+    """Weight of the KL term. 0 = a plain autoencoder with noise."""
+    conditional: bool = False
+    """Whether labels and words enter both halves."""
+
+
 class Encoder(nn.Module):
     """(b, c, h, w) -> (b, 2 z, h / f, w / f): mean and log variance, or (b, 2 z) for a flat latent."""
 
-    def __init__(self, spec: DataSpec, config: VAE.Config) -> None:
+    def __init__(self, spec: DataSpec, config: AutoencoderConfig) -> None:
         super().__init__()
         channels, stem = spec.shape[0], config.stem
         self.stem = stem
@@ -57,7 +77,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latent to (b, c, h, w)."""
 
-    def __init__(self, spec: DataSpec, config: VAE.Config) -> None:
+    def __init__(self, spec: DataSpec, config: AutoencoderConfig) -> None:
         super().__init__()
         channels, stem = spec.shape[0], config.stem
         self.stem = stem
@@ -90,13 +110,18 @@ class Decoder(nn.Module):
         return F.pixel_shuffle(x, self.stem) if self.stem > 1 else x
 
 
-def side_of(spec: DataSpec, config: VAE.Config) -> tuple[int, int]:
+def side_of(spec: DataSpec, config: AutoencoderConfig) -> tuple[int, int]:
     """Height and width of the smallest feature map."""
     factor = config.stem * 2 ** (len(config.widths) - 1)
     return spec.shape[1] // factor, spec.shape[2] // factor
 
 
-def conditional(spec: DataSpec, config: VAE.Config) -> bool:
+def shape_of_latent(spec: DataSpec, config: AutoencoderConfig) -> tuple[int, ...]:
+    """(z,) or (z, h, w)."""
+    return (config.z,) if config.latent == "flat" else (config.z, *side_of(spec, config))
+
+
+def conditional(spec: DataSpec, config: AutoencoderConfig) -> bool:
     return config.conditional and bool(spec.labels or spec.pooled_dim)
 
 
@@ -142,28 +167,27 @@ def conditional(spec: DataSpec, config: VAE.Config) -> bool:
     about="CVAE: a VAE that is told the class or the words",
     source="Sohn et al. 2015, Learning Structured Output Representation",
 )
+@register(
+    "family",
+    "denoising-vae",
+    presets={
+        "tiny": {"widths": (8, 16), "z": 4, "depth": (1, 1), "corruption": 0.2},
+        "64": {"stem": 2, "widths": (48, 96, 128, 128), "z": 64, "depth": (1, 1), "corruption": 0.2},
+    },
+    about="denoising VAE: codes that noise on the picture does not move",
+    source="Im et al. 2017, Denoising Criterion for Variational Auto-Encoding Framework",
+)
 class VAE(Family):
     """Encoder and decoder trained on reconstruction + beta * KL; samples are decoded prior draws."""
 
-    class Config(BaseConfig):
-        widths: tuple[int, ...] = Field((32, 64), min_length=1, max_length=8)
-        """Channels per resolution, finest first; each further one halves the side."""
-        depth: tuple[Annotated[int, Field(ge=0, le=32)], Annotated[int, Field(ge=0, le=32)]] = (1, 1)
-        """Residual blocks per resolution in the encoder and the decoder."""
-        stem: int = Field(1, ge=1, le=8)
-        """Pixels folded into channels before the first layer (space to depth). 1 = none."""
-        z: int = Field(16, ge=1, le=4096)
-        """Latent numbers (flat) or channels (map)."""
-        latent: Literal["flat", "map"] = "flat"
-        """flat: one vector. map: a small picture, for latent walks."""
-        beta: float = Field(1.0, ge=0)
-        """Weight of the KL term. 0 = a plain autoencoder with noise."""
+    class Config(AutoencoderConfig):
         edges: float = Field(0.0, ge=0)
         """Weight of the L1 difference of neighbouring pixels, for sharper lines. 0 = off."""
         reconstruction: Literal["l1", "l2"] = "l1"
         """l1: Laplace likelihood. l2: Gaussian of unit variance."""
-        conditional: bool = False
-        """Whether labels and words enter both halves."""
+        corruption: float = Field(0.0, ge=0, le=2)
+        """Std of the noise on a picture before it is encoded, in its own range of -1..1; what is asked for is the clean
+        one. 0 = off."""
         learns: Literal["both", "decoder"] = "both"
         """decoder: the encoder stays as it is, and with it all latents. For a package to start from."""
         noise: float = Field(0.0, ge=0, le=2)
@@ -182,23 +206,24 @@ class VAE(Family):
     def __init__(self, config: Config, spec: DataSpec) -> None:
         super().__init__(config, spec)
         self.config: VAE.Config = config
-        factor = config.stem * 2 ** (len(config.widths) - 1)
-        if spec.kind != "image" or spec.shape[1] % factor or spec.shape[2] % factor:
-            raise_shape(spec, factor)
+        check_shape(spec, config)
         self.enc = Encoder(spec, config)
         self.dec = Decoder(spec, config)
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """Shape of one latent: (z,) or (z, h, w)."""
-        return (self.config.z,) if self.config.latent == "flat" else (self.config.z, *side_of(self.spec, self.config))
+        return shape_of_latent(self.spec, self.config)
 
     def phases(self) -> list[Phase]:
         return [Phase("elbo", ("dec",) if self.config.learns == "decoder" else ("enc", "dec"))]
 
     def loss(self, phase: str, batch: Batch, seen: int) -> Loss:
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.learns == "both"):
-            mean, logvar = self.enc(batch.x, batch.cond)
+            x = batch.x
+            if self.config.corruption and self.training:
+                x = x + self.config.corruption * torch.randn_like(x)
+            mean, logvar = self.enc(x, batch.cond)
         z = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
         if self.config.noise and self.training:
             z = z + roughness(mean, self.config.noise) * torch.randn_like(mean)
@@ -244,10 +269,11 @@ def kl_normal(mean: Tensor, logvar: Tensor) -> Tensor:
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(1)
 
 
-def raise_shape(spec: DataSpec, factor: int) -> None:
-    from sojourn.errors import ConfigError
-
-    raise ConfigError(
-        "a VAE of this size takes pictures whose sides are multiples of {factor}, found {kind} {shape}",
-        factor=factor, kind=spec.kind, shape=spec.shape,
-    )  # fmt: skip
+def check_shape(spec: DataSpec, config: AutoencoderConfig) -> None:
+    """Raise ConfigError for what is no picture, or one whose sides the halves do not divide."""
+    factor = config.stem * 2 ** (len(config.widths) - 1)
+    if spec.kind != "image" or spec.shape[1] % factor or spec.shape[2] % factor:
+        raise ConfigError(
+            "a VAE of this size takes pictures whose sides are multiples of {factor}, found {kind} {shape}",
+            factor=factor, kind=spec.kind, shape=spec.shape,
+        )  # fmt: skip
