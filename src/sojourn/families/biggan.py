@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -16,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sojourn.errors import ConfigError
-from sojourn.families.base import BaseConfig, BaseOptions, Family, LatentOptions, Phase, drawn
+from sojourn.families.base import BaseOptions, LatentOptions, Phase, drawn
+from sojourn.families.gan import GAN, GANConfig
 from sojourn.nets import losses
 from sojourn.nets.blocks import Attention
 from sojourn.nets.conv import COND_DIM, Norm, check_picture, conditional, embedding, norm_layer, stage_widths
@@ -26,7 +26,7 @@ from sojourn.registry import register
 from sojourn.types import Batch, Cond, DataSpec, Guide, Loss, Noise, Step
 
 
-class BigGANConfig(BaseConfig):
+class BigGANConfig(GANConfig):
     """How a BigGAN is built."""
 
     z_dim: int = Field(100, ge=2, le=4096)
@@ -43,8 +43,6 @@ class BigGANConfig(BaseConfig):
     """Updates of the discriminator to one of the generator."""
     orthogonal: float = Field(1e-4, ge=0, le=1)
     """Weight of what keeps a layer's filters at right angles, so that truncation works. 0 = off."""
-    label_drop: float = Field(0.1, ge=0, le=1)
-    """Share of training rows that lose their condition, so that drawing without one is learned. 0 = off."""
 
 
 class BigGANOptions(LatentOptions):
@@ -157,7 +155,7 @@ class BigDiscriminator(nn.Module):
     about="BigGAN: classes and latent in every layer, variety for fidelity by truncation",
     source="Brock et al. 2019, Large Scale GAN Training for High Fidelity Natural Image Synthesis",
 )
-class BigGAN(Family):
+class BigGAN(GAN):
     """The generator G and the discriminator D, trained in turn with the hinge loss.
 
     The packaged G is a moving average, as in the paper (sec. 3); its batch norm's running statistics stand for the
@@ -166,9 +164,6 @@ class BigGAN(Family):
 
     Config = BigGANConfig
     Options = BigGANOptions
-    averaged: ClassVar[tuple[str, ...]] = ("G",)
-    score: ClassVar[str] = "held_out/swd"
-    guides: ClassVar[frozenset[str]] = frozenset({"energy"})
 
     config: BigGANConfig
 
@@ -186,16 +181,16 @@ class BigGAN(Family):
         return [Phase("D", ("D",), repeat=self.config.n_critic), Phase("G", ("G",))]
 
     def loss(self, phase: str, batch: Batch, seen: int) -> Loss:
-        cond = batch.cond.drop(self.config.label_drop) if conditional(self.spec) else batch.cond
+        cond = self.dropped(batch)
         z = torch.randn(len(batch), self.config.z_dim).to(batch.x)
         if phase == "D":
             with torch.no_grad():
                 fake = self.G(z, cond)
-            real_score, fake_score = self.D(batch.x, cond), self.D(fake, cond)
+            real_score, fake_score = self.D(self.shown(batch.x), cond), self.D(self.shown(fake), cond)
             value = losses.hinge_d(real_score, fake_score)
             logs = {"score/real": real_score.detach(), "score/fake": fake_score.detach(), "loss/D": value.detach()}
-            return Loss(value, logs)
-        value = losses.hinge_g(self.D(self.G(z, cond), cond))
+            return Loss(value, logs, stats=self.trust(real_score))
+        value = losses.hinge_g(self.D(self.shown(self.G(z, cond)), cond))
         logs = {"loss/G": value.detach()}
         if self.config.orthogonal:
             angles = skew(self.G)
@@ -204,6 +199,7 @@ class BigGAN(Family):
         return Loss(value, logs)
 
     def after(self, phase: str, stats: Mapping[str, Tensor]) -> None:
+        super().after(phase, stats)
         advance(self.D if phase == "D" else self.G)
 
     def sample(self, cond: Cond, noise: Noise, options: BaseOptions, guides: Sequence[Guide] = ()) -> Iterator[Step]:

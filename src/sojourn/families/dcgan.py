@@ -6,7 +6,7 @@ Knows nothing about files or prompts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sojourn.errors import ConfigError
-from sojourn.families.base import BaseConfig, BaseOptions, Family, LatentOptions, Phase, drawn
+from sojourn.families.base import BaseOptions, LatentOptions, Phase, drawn
+from sojourn.families.gan import GAN, GANConfig
 from sojourn.nets import losses
-from sojourn.nets.conv import Critic, Discriminator, Generator, Norm, conditional
+from sojourn.nets.conv import Critic, Discriminator, Generator, Norm
 from sojourn.nets.resnet import ResDiscriminator, ResGenerator
 from sojourn.nets.spectral import advance
 from sojourn.registry import register
@@ -42,7 +43,7 @@ TERMS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Te
 """The discriminator's and the generator's side of each loss."""
 
 
-class DCGANConfig(BaseConfig):
+class DCGANConfig(GANConfig):
     """How a DCGAN is built."""
 
     loss: Literal["ns", "ls", "hinge", "wgan"] = "ns"
@@ -65,8 +66,6 @@ class DCGANConfig(BaseConfig):
     """Weight of the gradient penalty: gamma / 2 of R1, or lambda of WGAN-GP with loss wgan. 0 = off."""
     n_critic: int = Field(1, ge=1, le=100)
     """Updates of the discriminator to one of the generator."""
-    label_drop: float = Field(0.1, ge=0, le=1)
-    """Share of training rows that lose their condition, so that drawing without one is learned. 0 = off."""
     told: Literal["projection", "auxiliary"] = "projection"
     """How the discriminator uses classes. projection: it asks whether picture and class (or text) belong together.
     auxiliary: it names the class of pictures, real and drawn."""
@@ -146,7 +145,7 @@ HARSH = 1.0
     about="Several discriminators and several generators: less of a set's variety is lost",
     source="Durugkar et al. 2017 (discriminators); Hoang et al. 2018 (generators)",
 )
-class DCGAN(Family):
+class DCGAN(GAN):
     """The generator G and the discriminator D, trained in turn.
 
     Against Radford et al. 2016, D has no batch norm: a sample's loss and penalty must not depend on its batch-mates.
@@ -154,10 +153,6 @@ class DCGAN(Family):
 
     Config = DCGANConfig
     Options = DCGANOptions
-    can: ClassVar[frozenset[str]] = frozenset({"sample"})
-    averaged: ClassVar[tuple[str, ...]] = ("G",)
-    score: ClassVar[str] = "held_out/swd"
-    guides: ClassVar[frozenset[str]] = frozenset({"energy"})
 
     config: DCGANConfig
 
@@ -204,7 +199,7 @@ class DCGAN(Family):
         return [Phase("D", ("D",), repeat=self.config.n_critic), Phase("G", ("G",))]
 
     def loss(self, phase: str, batch: Batch, seen: int) -> Loss:
-        cond = batch.cond.drop(self.config.label_drop) if conditional(self.spec) else batch.cond
+        cond = self.dropped(batch)
         z = torch.randn(len(batch), self.config.z_dim).to(batch.x)
         which = torch.randint(self.config.generators, (len(batch),), device=z.device) if self.several else None
         return self._loss_d(batch.x, z, cond, which) if phase == "D" else self._loss_g(z, cond, which)
@@ -212,7 +207,8 @@ class DCGAN(Family):
     def _loss_d(self, real: Tensor, z: Tensor, cond: Cond, which: Tensor | None) -> Loss:
         config = self.config
         with torch.no_grad():
-            fake = self._draw(z, cond, which)
+            fake = self.shown(self._draw(z, cond, which))
+        real = self.shown(real)
         if config.penalty > 0 and config.loss != "wgan":
             real = real.detach().requires_grad_(True)
         values, logs = [], []
@@ -234,9 +230,8 @@ class DCGAN(Family):
                 log["loss/whose"] = whose.detach()
             values.append(value)
             logs.append(log)
-        return Loss(
-            torch.stack(values).mean(dim=0), {k: torch.stack([log[k] for log in logs]).mean(0) for k in logs[0]}
-        )
+        means = {name: torch.stack([log[name] for log in logs]).mean(dim=0) for name in logs[0]}
+        return Loss(torch.stack(values).mean(dim=0), means, stats=self.trust(means["score/real"]))
 
     def _penalty(self, critic: Critic, real: Tensor, real_score: Tensor, fake: Tensor, cond: Cond) -> Tensor:
         if self.config.loss != "wgan":
@@ -245,7 +240,7 @@ class DCGAN(Family):
         return losses.one_centred_penalty(lambda x: critic(x, cond), real, fake, mix)
 
     def _loss_g(self, z: Tensor, cond: Cond, which: Tensor | None) -> Loss:
-        fake = self._draw(z, cond, which)
+        fake = self.shown(self._draw(z, cond, which))
         judged = [critic.judge(fake, cond) for critic in self.critics]
         terms = torch.stack([TERMS[self.config.loss][1](score) for score, _ in judged])  # (discriminators, b)
         # The harshest counts most, by a softmax of what each says. Source: Durugkar et al. 2017, sec. 3.2.
@@ -271,6 +266,7 @@ class DCGAN(Family):
         return out
 
     def after(self, phase: str, stats: Mapping[str, Tensor]) -> None:
+        super().after(phase, stats)
         if phase == "D" and self.config.spectral:
             advance(self.D)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -15,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sojourn.errors import ConfigError
-from sojourn.families.base import BaseConfig, BaseOptions, Family, LatentOptions, Phase, drawn
+from sojourn.families.base import BaseOptions, LatentOptions, Phase, drawn
+from sojourn.families.gan import GAN, GANConfig
 from sojourn.nets import losses
 from sojourn.nets.conv import COND_DIM, check_picture, conditional, embedding, stage_widths, with_condition
 from sojourn.registry import register
@@ -26,7 +26,7 @@ SLOPE = 0.2
 SLOPE_OF_LINEAR = 1.0
 
 
-class R3GANConfig(BaseConfig):
+class R3GANConfig(GANConfig):
     """How an R3GAN is built."""
 
     z_dim: int = Field(64, ge=1, le=4096)
@@ -43,8 +43,6 @@ class R3GANConfig(BaseConfig):
     """Channels within a block, in its own."""
     gamma: float = Field(1.0, ge=0, le=1000)
     """Weight of the penalties R1 and R2, before the half of their definition. 0 = off, and then it diverges."""
-    label_drop: float = Field(0.1, ge=0, le=1)
-    """Share of training rows that lose their condition, so that drawing without one is learned. 0 = off."""
 
 
 class R3GANOptions(LatentOptions):
@@ -184,14 +182,11 @@ class PlainDiscriminator(nn.Module):
     about="R3GAN: a relativistic loss that converges, and no tricks",
     source="Huang et al. 2024, The GAN is dead; long live the GAN!",
 )
-class R3GAN(Family):
+class R3GAN(GAN):
     """The generator G and the discriminator D, trained in turn; row i of a batch is compared with drawn picture i."""
 
     Config = R3GANConfig
     Options = R3GANOptions
-    averaged: ClassVar[tuple[str, ...]] = ("G",)
-    score: ClassVar[str] = "held_out/swd"
-    guides: ClassVar[frozenset[str]] = frozenset({"energy"})
 
     config: R3GANConfig
 
@@ -204,15 +199,15 @@ class R3GAN(Family):
         return [Phase("D", ("D",)), Phase("G", ("G",))]
 
     def loss(self, phase: str, batch: Batch, seen: int) -> Loss:
-        cond = batch.cond.drop(self.config.label_drop) if conditional(self.spec) else batch.cond
+        cond = self.dropped(batch)
         z = torch.randn(len(batch), self.config.z_dim).to(batch.x)
         if phase == "G":
             # Source: Huang et al. 2024, eq. 2: the generator's side is the same with the sign turned.
-            value = F.softplus(self.D(batch.x, cond) - self.D(self.G(z, cond), cond))
+            value = F.softplus(self.D(self.shown(batch.x), cond) - self.D(self.shown(self.G(z, cond)), cond))
             return Loss(value, {"loss/G": value.detach()})
         with torch.no_grad():
-            fake = self.G(z, cond)
-        real, fake = batch.x.detach().requires_grad_(True), fake.requires_grad_(True)
+            real, fake = self.shown(batch.x).detach(), self.shown(self.G(z, cond))
+        real, fake = real.requires_grad_(True), fake.requires_grad_(True)
         real_score, fake_score = self.D(real, cond), self.D(fake, cond)
         value = F.softplus(fake_score - real_score)
         logs = {"score/real": real_score.detach(), "score/fake": fake_score.detach(), "loss/D": value.detach()}
@@ -221,7 +216,7 @@ class R3GAN(Family):
             r1, r2 = losses.zero_centred_penalty(real_score, real), losses.zero_centred_penalty(fake_score, fake)
             value = value + self.config.gamma / 2 * (r1 + r2)
             logs |= {"penalty/r1": r1.detach(), "penalty/r2": r2.detach()}
-        return Loss(value, logs)
+        return Loss(value, logs, stats=self.trust(real_score - fake_score))
 
     def sample(self, cond: Cond, noise: Noise, options: BaseOptions, guides: Sequence[Guide] = ()) -> Iterator[Step]:
         """One Step from z; with guides, a walk in z whose Steps show every decoded place."""

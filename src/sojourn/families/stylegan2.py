@@ -13,10 +13,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from sojourn.families.base import BaseConfig, BaseOptions, Family, LatentOptions, Phase, drawn
+from sojourn.families.base import BaseOptions, LatentOptions, Phase, drawn
+from sojourn.families.gan import GAN, GANConfig
 from sojourn.nets import losses
 from sojourn.nets import style as nets
-from sojourn.nets.conv import conditional
 from sojourn.registry import register
 from sojourn.types import Batch, Cond, DataSpec, Guide, Loss, Noise, Step
 
@@ -26,7 +26,7 @@ LENGTH_KEEP = 0.99
 """The same of the running mean of path lengths (Karras et al. 2020, app. B)."""
 
 
-class StyleGAN2Config(BaseConfig):
+class StyleGAN2Config(GANConfig):
     """How a StyleGAN2 is built."""
 
     z_dim: int = Field(128, ge=2, le=4096)
@@ -49,8 +49,6 @@ class StyleGAN2Config(BaseConfig):
     """Rounds between two updates of it."""
     mixing: float = Field(0.9, ge=0, le=1)
     """Share of drawn pictures in training whose later layers follow a second latent. 0 = off."""
-    label_drop: float = Field(0.1, ge=0, le=1)
-    """Share of training rows that lose their condition, so that drawing without one is learned. 0 = off."""
 
 
 class StyleGAN2Options(LatentOptions):
@@ -91,14 +89,11 @@ class StyleGenerator(nn.Module):
     about="StyleGAN2: smooth latents, coarse and fine styles apart; best on sets of one kind of thing",
     source="Karras et al. 2020, Analyzing and Improving the Image Quality of StyleGAN",
 )
-class StyleGAN2(Family):
+class StyleGAN2(GAN):
     """The generator G and the discriminator D, trained in turn, each with a penalty now and then."""
 
     Config = StyleGAN2Config
     Options = StyleGAN2Options
-    averaged: ClassVar[tuple[str, ...]] = ("G",)
-    score: ClassVar[str] = "held_out/swd"
-    guides: ClassVar[frozenset[str]] = frozenset({"energy"})
     splittable: ClassVar[bool] = False
 
     config: StyleGAN2Config
@@ -117,9 +112,9 @@ class StyleGAN2(Family):
         return phases + ([Phase("path", ("G",), every=c.path_every)] if c.path else [])
 
     def loss(self, phase: str, batch: Batch, seen: int) -> Loss:
-        cond = batch.cond.drop(self.config.label_drop) if conditional(self.spec) else batch.cond
+        cond = self.dropped(batch)
         if phase == "R1":
-            real = batch.x.detach().requires_grad_(True)
+            real = self.shown(batch.x).detach().requires_grad_(True)
             penalty = losses.zero_centred_penalty(self.D(real, cond), real)
             return Loss(self.config.gamma / 2 * penalty, {"penalty/R1": penalty.detach()})
         if phase == "path":
@@ -127,12 +122,13 @@ class StyleGAN2(Family):
         if phase == "D":
             with torch.no_grad():
                 fake = self.G.synthesis(self._mixed(cond, len(batch)), self._eps(len(batch)))
-            real_score, fake_score = self.D(batch.x, cond), self.D(fake, cond)
+            real_score, fake_score = self.D(self.shown(batch.x), cond), self.D(self.shown(fake), cond)
             value = losses.logistic_d(real_score, fake_score)
             logs = {"score/real": real_score.detach(), "score/fake": fake_score.detach(), "loss/D": value.detach()}
-            return Loss(value, logs)
+            return Loss(value, logs, stats=self.trust(real_score))
         styles = self._mixed(cond, len(batch))
-        value = losses.logistic_g(self.D(self.G.synthesis(styles, self._eps(len(batch))), cond))
+        fake = self.shown(self.G.synthesis(styles, self._eps(len(batch))))
+        value = losses.logistic_g(self.D(fake, cond))
         stats = {"w": styles[:, 0].detach().sum(dim=0), "rows": torch.tensor(float(len(batch)))}
         return Loss(value, {"loss/G": value.detach()}, stats=stats)
 
@@ -168,6 +164,7 @@ class StyleGAN2(Family):
         return torch.where(later[:, :, None], second, first)
 
     def after(self, phase: str, stats: Mapping[str, Tensor]) -> None:
+        super().after(phase, stats)
         if phase == "G" and "w" in stats:
             self.G.mean.lerp_(stats["w"].to(self.G.mean) / stats["rows"], 1 - MEAN_KEEP)
         if phase == "path" and "length" in stats:

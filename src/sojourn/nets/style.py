@@ -213,5 +213,5 @@ def minibatch_stddev(x: Tensor) -> Tensor:
     """
     b = x.shape[0]
     size = math.gcd(b, GROUP)
-    spread = (x.view(size, b // size, -1).var(dim=0, correction=0) + 1e-8).sqrt().mean(dim=1)  # (groups,)
+    spread = (x.reshape(size, b // size, -1).var(dim=0, correction=0) + 1e-8).sqrt().mean(dim=1)  # (groups,)
     return spread.repeat(size).view(b, 1, 1, 1).expand(-1, 1, *x.shape[2:])

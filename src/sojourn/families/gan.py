@@ -1,0 +1,69 @@
+"""What all GANs share: their packaged generator, conditions that are dropped, and what a discriminator gets to see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from sojourn.data.augment import ada, diffaugment
+from sojourn.families.base import BaseConfig, Family
+from sojourn.nets.conv import conditional
+from sojourn.types import Batch, Cond, DataSpec
+
+TARGET = 0.6
+"""Mean sign of the discriminator on real pictures that ADA holds. Source: Karras et al. 2020 (ADA), sec. 3.1, r_t."""
+
+
+class GANConfig(BaseConfig):
+    """What every GAN's config has."""
+
+    label_drop: float = Field(0.1, ge=0, le=1)
+    """Share of training rows that lose their condition, so that drawing without one is learned. 0 = off."""
+    augment: Literal["none", "diff", "ada"] = "none"
+    """How pictures are changed before the discriminator sees them, for sets of a few thousand or fewer. diff: always
+    (DiffAugment). ada: as often as overfitting asks for."""
+    ada_samples: int = Field(100_000, ge=1)
+    """ada: samples in which its probability may go from 0 to 1."""
+
+
+class GAN(Family):
+    """A generator G and a discriminator D, trained in turn in phases of these names."""
+
+    averaged: ClassVar[tuple[str, ...]] = ("G",)
+    score: ClassVar[str] = "held_out/swd"
+    guides: ClassVar[frozenset[str]] = frozenset({"energy"})
+
+    config: GANConfig
+    p: Tensor
+
+    def __init__(self, config: GANConfig, spec: DataSpec) -> None:
+        super().__init__(config, spec)
+        if config.augment == "ada":
+            self.register_buffer("p", torch.zeros(()))
+
+    def dropped(self, batch: Batch) -> Cond:
+        """The batch's condition, emptied in some rows."""
+        return batch.cond.drop(self.config.label_drop) if conditional(self.spec) else batch.cond
+
+    def shown(self, x: Tensor) -> Tensor:
+        """Pictures (b c h w) as the discriminator sees them."""
+        if self.config.augment == "none" or not self.training:
+            return x
+        return diffaugment(x) if self.config.augment == "diff" else ada(x, self.p)
+
+    def trust(self, score: Tensor) -> dict[str, Tensor]:
+        """Statistics of the discriminator's scores of real pictures (b,), positive = taken for real; for `after`."""
+        if self.config.augment != "ada":
+            return {}
+        return {"sign": score.detach().sign().sum(), "rows": torch.tensor(float(len(score)))}
+
+    def after(self, phase: str, stats: Mapping[str, Tensor]) -> None:
+        """Change pictures more often where the discriminator knows the real ones by heart, less often where not."""
+        if phase == "D" and "sign" in stats:
+            rows = float(stats["rows"])
+            step = rows / self.config.ada_samples * (1 if float(stats["sign"]) / rows > TARGET else -1)
+            self.p.copy_((self.p + step).clamp(0, 1))
