@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL, STAGES, recipe_for
+from safetensors.torch import load_file
 
 from sojourn.codecs.text import TextCodec
 from sojourn.config import Recipe, Stage, TrainConfig, load_recipe
@@ -449,6 +450,24 @@ def test_another_setting_in_the_same_folder_is_refused(sets: dict[str, Path], tm
     finish(recipe_for("flow", sets), tmp_path)
     with pytest.raises(ConfigError, match=r"train\.lr was 0\.001, now 0\.002"):
         finish(recipe_for("flow", sets, lr=0.002), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["flow", "vae"])
+def test_a_flow_keeps_its_last_snapshot_and_a_vae_its_best(
+    name: str, sets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flow's held-out loss rises long before its samples are at their best."""
+    scores = iter(range(100))
+    monkeypatch.setattr("sojourn.train.loop.held_out", lambda *args: {"held_out/loss": float(next(scores))})
+    finish(recipe_for(name, sets), tmp_path)
+    stage = tmp_path / "model"
+    first = (stage / "best" / "weights.safetensors").is_file()
+    assert first == (name == "vae")
+    weights = load_file(stage / "package" / "weights.safetensors")
+    ema, *_ = sorted((stage / "state").iterdir(), reverse=True)
+    state = {k: v for path in ema.glob("*.safetensors") for k, v in load_file(path).items() if k.startswith("ema/")}
+    same = all(torch.equal(value, state[f"ema/{key}"].to(value.dtype)) for key, value in weights.items())
+    assert same == (name == "flow")
 
 
 def test_it_learns_the_digits(sets: dict[str, Path], tmp_path: Path) -> None:

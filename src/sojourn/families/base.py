@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -72,6 +72,8 @@ class Family(nn.Module):
     """Children whose moving average is what the package holds. () = all of the first phase's nets."""
     score: ClassVar[str] = "held_out/loss"
     """Held-out metric by which the best snapshot is chosen, lower is better: "held_out/loss" or "held_out/swd"."""
+    keeps: ClassVar[Literal["best", "last"]] = "best"
+    """Which snapshot is packaged: that of the best score, or the last, where the score says nothing of the samples."""
     guides: ClassVar[frozenset[str]] = frozenset()
     """Forms of Guide it can use: "denoise", "energy", "logits"."""
 

@@ -123,6 +123,7 @@ class Diffusion(Family):
     Config: ClassVar[type[BaseConfig]] = DiffusionConfig
     Options: ClassVar[type[BaseOptions]] = DiffusionOptions
     can: ClassVar[frozenset[str]] = frozenset({"sample"})
+    keeps: ClassVar[Literal["best", "last"]] = "last"
     kinds: ClassVar[frozenset[str]] = frozenset({"image", "latent", "mel", "vector"})
     guides: ClassVar[frozenset[str]] = frozenset({"denoise", "energy"})
     bf16: ClassVar[bool] = True

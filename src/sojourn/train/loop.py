@@ -149,7 +149,7 @@ class Run:
         self.record.rewind(self.seen)
 
     def finish(self) -> Iterator[Event]:
-        """Write the finished package: the best by the held-out metric, else the last."""
+        """Write the finished package: the best by the held-out number where the family keeps that, else the last."""
         self.save()
         target = self.folder / "package"
         source = self.folder / "best"
@@ -313,8 +313,9 @@ class Run:
             self.record.picture(self.seen, sheet)
             yield Preview(seen=self.seen, path=str(sheet))
         score = values.get(self.family.score)
-        if score is not None and math.isfinite(score) and (self.best is None or score < self.best):
-            self.best = score
+        chosen = score if self.family.keeps == "best" else None
+        if chosen is not None and math.isfinite(chosen) and (self.best is None or chosen < self.best):
+            self.best = chosen
             self.write_package(self.folder / "best", self.ema)
         self.save()
         yield Log(text=f"snapshot at {self.seen:,} samples" + (f", {self.family.score} {score:.4g}" if score else ""))
