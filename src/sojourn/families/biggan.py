@@ -19,7 +19,16 @@ from sojourn.families.base import BaseOptions, LatentOptions, Phase, drawn
 from sojourn.families.gan import GAN, GANConfig
 from sojourn.nets import losses
 from sojourn.nets.blocks import Attention
-from sojourn.nets.conv import COND_DIM, Norm, check_picture, conditional, embedding, norm_layer, stage_widths
+from sojourn.nets.conv import (
+    COND_DIM,
+    Norm,
+    check_picture,
+    conditional,
+    embedding,
+    initialise,
+    norm_layer,
+    stage_widths,
+)
 from sojourn.nets.resnet import Down, Pooled, Up
 from sojourn.nets.spectral import advance, normalised
 from sojourn.registry import register
@@ -98,7 +107,7 @@ class BigGenerator(nn.Module):
         self.look = nn.ModuleDict({str(i): Look(widths[i + 1]) for i, s in enumerate(sides) if s == config.attend})
         self.norm = norm_layer(config.g_norm, widths[-1])
         self.out = nn.Conv2d(widths[-1], channels, 3, padding=1)
-        orthogonal(self)
+        initialise(self)
         normalised(self, but=(nn.Embedding,))
 
     def forward(self, z: Tensor, cond: Cond) -> Tensor:
@@ -132,7 +141,7 @@ class BigDiscriminator(nn.Module):
         self.body = nn.Sequential(*layers, Down(widths[-1], widths[-1], halve=False), Pooled())
         self.out = nn.Linear(widths[-1], 1, bias=False)
         self.embed = embedding(spec, widths[-1]) if conditional(spec) else None
-        orthogonal(self)
+        initialise(self)
         normalised(self)
 
     def forward(self, x: Tensor, cond: Cond) -> Tensor:
@@ -213,17 +222,6 @@ class BigGAN(GAN):
             return out
 
         yield from drawn(decode, z, cond, guides, noise, options)
-
-
-def orthogonal(net: nn.Module) -> None:
-    """Weights of convolutions and linear layers orthogonal, embeddings normal, biases zero (Saxe et al. 2014)."""
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.orthogonal_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight)
 
 
 def skew(net: nn.Module) -> Tensor:
