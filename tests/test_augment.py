@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sojourn.data.augment import ada, diffaugment, hole, shifted, tinted, warped
+from sojourn.families.dcgan import certainty
 from sojourn.registry import get, preset
 from sojourn.types import Batch, Cond, DataSpec
 
@@ -108,6 +109,22 @@ def test_ada_changes_the_share_of_pictures_it_is_told():
     assert share == pytest.approx(1 - 0.9**10 * 0.925, abs=0.08)
 
 
+def test_ada_turns_stretches_shifts_and_tints():
+    torch.manual_seed(0)
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 32), torch.linspace(-1, 1, 32), indexing="ij")
+    dot = 2 * torch.exp(-((x - 0.4) ** 2 + y**2) / 0.02) - 1  # to the right of the middle
+    spots = ada((dot.expand(300, 3, -1, -1)).contiguous(), 1.0)
+    at = spots.sum(1).flatten(1).argmax(1)
+    quadrant = (x.flatten()[at] > 0).int() * 2 + (y.flatten()[at] > 0).int()
+    assert min(quadrant.bincount(minlength=4).tolist()) > 40, "turned all ways"
+    distance = (x.flatten()[at] ** 2 + y.flatten()[at] ** 2).sqrt()
+    assert float(distance.std()) > 0.1, "nearer and farther"
+    red = torch.tensor([0.5, -0.5, -0.5])[None, :, None, None].expand(300, -1, 8, 8).contiguous()
+    tints = ada(red, 1.0).mean((2, 3))
+    assert len(set(tints.argmax(1).tolist())) == 3, "every hue comes up"
+    assert float(tints.mean(1).std()) > 0.1, "brighter and darker"
+
+
 @pytest.mark.parametrize("augment", ["diff", "ada"])
 @pytest.mark.parametrize("id", GANS)
 def test_every_gan_shows_its_discriminator_changed_pictures(id: str, augment: str):
@@ -130,7 +147,14 @@ def test_every_gan_shows_its_discriminator_changed_pictures(id: str, augment: st
         assert phase.name == "path" or seen
         assert not any(torch.equal(x, data.x) for x in seen), "a picture reached the discriminator as it is"
     family.eval()
-    assert torch.equal(family.shown(data.x), data.x)
+    assert torch.equal(family.augmented(data.x), data.x)
+
+
+def test_ada_asks_each_loss_in_its_own_terms():
+    real, fake = torch.tensor([0.7, 0.2, 3.0]), torch.tensor([0.1, 0.4, 5.0])
+    assert certainty("ns", real, fake).sign().tolist() == [1, 1, 1]
+    assert certainty("ls", real, fake).sign().tolist() == [1, -1, 1]
+    assert certainty("wgan", real, fake).sign().tolist() == [1, -1, -1]
 
 
 def test_ada_turns_up_where_real_pictures_are_known_by_heart():
@@ -145,4 +169,4 @@ def test_ada_turns_up_where_real_pictures_are_known_by_heart():
     gan.after("G", {"sign": torch.tensor(-8.0), "rows": torch.tensor(8.0)})
     assert float(gan.p) == 1
     assert "p" in gan.state_dict()
-    assert gan.trust(torch.tensor([2.0, -0.1, 3.0]))["sign"] == 1
+    assert gan.ada_statistics(torch.tensor([2.0, -0.1, 3.0]))["sign"] == 1

@@ -9,7 +9,7 @@ from scipy.stats import truncnorm
 from torch import nn
 
 from sojourn.errors import ConfigError
-from sojourn.families.biggan import BigGAN, BigGANConfig, BigGANOptions, cut, skew
+from sojourn.families.biggan import BigGAN, BigGANConfig, BigGANOptions, off_diagonal, truncated_normal
 from sojourn.registry import get, preset
 from sojourn.types import Batch, Cond, DataSpec, Noise
 
@@ -26,9 +26,9 @@ def test_truncation_is_the_quantile_function_of_a_truncated_normal():
     share = torch.special.ndtr(z.double()).numpy()
     for most in (0.04, 0.5, 2.0):
         known = truncnorm.ppf(share, -most, most)
-        np.testing.assert_allclose(cut(z, most), known, atol=1e-5)
-    assert float(cut(torch.tensor([-40.0, 40.0]), 0.5).abs().max()) <= 0.5 + 1e-6
-    torch.testing.assert_close(cut(z, 9.0), z, atol=1e-3, rtol=0)
+        np.testing.assert_allclose(truncated_normal(z, most), known, atol=1e-5)
+    assert float(truncated_normal(torch.tensor([-40.0, 40.0]), 0.5).abs().max()) <= 0.5 + 1e-6
+    torch.testing.assert_close(truncated_normal(z, 9.0), z, atol=1e-3, rtol=0)
 
 
 def test_less_truncation_is_more_variety():
@@ -49,10 +49,10 @@ def test_skew_is_the_off_diagonal_of_the_gram_matrix():
         w = weight.detach().flatten(1).double().numpy()
         gram = w @ w.T
         total += ((gram * (1 - np.eye(len(gram)))) ** 2).sum()
-    assert float(skew(net).detach()) == pytest.approx(total, rel=1e-5)
+    assert float(off_diagonal(net).detach()) == pytest.approx(total, rel=1e-5)
     flat = nn.Linear(6, 4)
     nn.init.orthogonal_(flat.weight)
-    assert float(skew(flat).detach()) < 1e-10
+    assert float(off_diagonal(flat).detach()) < 1e-10
 
 
 def test_each_part_of_z_and_the_class_reach_the_picture():
@@ -73,10 +73,10 @@ def test_each_part_of_z_and_the_class_reach_the_picture():
 
 def test_attention_stands_where_it_is_asked_for_and_starts_from_nothing():
     family = gan(attend=8)
-    assert list(family.G.look) == ["0"]
-    x = torch.randn(2, family.G.look["0"].attention.out.weight.shape[1], 8, 8)
-    assert torch.equal(family.G.look["0"](x), x)
-    assert not gan(attend=0).G.look
+    assert list(family.G.attention) == ["0"]
+    x = torch.randn(2, family.G.attention["0"].attention.out.weight.shape[1], 8, 8)
+    assert torch.equal(family.G.attention["0"](x), x)
+    assert not gan(attend=0).G.attention
 
 
 @pytest.mark.parametrize("size", list(get("family", "biggan").presets))
@@ -88,6 +88,32 @@ def test_presets_fit_their_pictures(size: str):
     x = family.G(torch.randn(2, family.config.z_dim), Cond(labels=torch.tensor([[0], [-1]])))
     assert x.shape == (2, *spec.shape)
     assert family.D(x, Cond()).shape == (2,)
+
+
+def test_the_loss_is_hinge_and_the_generators_angles_count():
+    family = gan(label_drop=0.0, orthogonal=0.01).train()
+    data = Batch(torch.randn(4, *SPEC.shape), Cond(labels=torch.tensor([[0], [1], [2], [3]])), torch.ones(4))
+    values = {}
+    for phase in ("D", "G"):
+        torch.manual_seed(5)
+        values[phase] = family.loss(phase, data, 0).value
+    torch.manual_seed(5)
+    fake = family.D(family.G(torch.randn(4, family.config.z_dim), data.cond), data.cond)
+    real = family.D(data.x, data.cond)
+    torch.testing.assert_close(values["D"], (1 - real).clamp(min=0) + (1 + fake).clamp(min=0))
+    torch.testing.assert_close(values["G"], -fake + 0.01 * off_diagonal(family.G))
+
+
+def test_an_update_advances_the_norms_of_the_net_it_moved():
+    family = gan()
+    for phase, net, other in (("D", family.D, family.G), ("G", family.G, family.D)):
+        for module in (net, other):
+            for p in module.parameters():
+                p.data.add_(0.1 * torch.randn_like(p))
+        before = [[value.clone() for value in module.buffers()] for module in (net, other)]
+        family.after(phase, {})
+        assert any(not torch.equal(a, b) for a, b in zip(before[0], net.buffers(), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(before[1], other.buffers(), strict=True))
 
 
 def test_pooled_text_is_a_condition_and_none_is_needed():

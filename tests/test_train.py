@@ -483,6 +483,9 @@ def test_shipped_recipes_load_and_overrides_reach_them() -> None:
     recipe = load_recipe("digits", ["seen=1000", "train.lr=0.5", "preset=tiny"])
     assert recipe.stage[0].train.seen == 1000
     assert recipe.stage[0].train.lr == 0.5
+    # "model" is what a stage without a name is called, and a setting of it.
+    assert load_recipe("dcgan", ["model.augment=ada"]).stage[0].model == {"augment": "ada"}
+    assert load_recipe("dcgan", ["model.model.augment=ada", "model.seen=5"]).stage[0].train.seen == 5
     with pytest.raises(ConfigError, match=r"there is no setting stage\.0\.train\.sen; did you mean seen"):
         load_recipe("digits", ["train.sen=1000"])
     with pytest.raises(ConfigError, match="begin it with one of tower, autoencoder, decoder, flow"):

@@ -162,3 +162,4 @@ def test_a_vaegan_reconstructs_through_its_latent():
     z = family.encode(x)
     assert z.shape == (2, 4)
     assert family.decode(z).shape == x.shape
+    assert vaegan(latent="map").latent_shape == (4, 8, 8), "as a latent codec asks"

@@ -168,7 +168,10 @@ def _apply(data: dict[str, Any], override: str) -> None:
     stages = data.get("stage", [])
     names = [stage.get("name", "model") for stage in stages]
     targets: Iterable[dict[str, Any]]
-    if path[0] in names:
+    settings = {*Stage.model_fields, *TrainConfig.model_fields}
+    # A stage without a name is called "model", which is a setting too: `model.width` is one of that.
+    setting = path[0] in Stage.model_fields and len(path) > 1 and path[1] not in settings
+    if path[0] in names and not setting:
         targets = [stages[names.index(path[0])]]
         path = path[1:]
     elif len(stages) == 1 or path == ["data"]:

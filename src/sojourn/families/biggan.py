@@ -62,7 +62,7 @@ class BigGANOptions(LatentOptions):
     None = off."""
 
 
-class Look(nn.Module):
+class SelfAttention(nn.Module):
     """Attention among all places of a map, around a skip that opens from zero: (b, c, h, w) -> the same.
 
     Source: Zhang et al. 2019 (SAGAN), sec. 3.
@@ -104,7 +104,9 @@ class BigGenerator(nn.Module):
         self.project = nn.Linear(self.parts[0], widths[0] * self.coarsest**2)
         self.blocks = nn.ModuleList(Up(cin, cout, config.g_norm, dim) for cin, cout in pairwise(widths))
         sides = [self.coarsest * 2 ** (i + 1) for i in range(len(self.blocks))]
-        self.look = nn.ModuleDict({str(i): Look(widths[i + 1]) for i, s in enumerate(sides) if s == config.attend})
+        self.attention = nn.ModuleDict(
+            {str(i): SelfAttention(widths[i + 1]) for i, s in enumerate(sides) if s == config.attend}
+        )
         self.norm = norm_layer(config.g_norm, widths[-1])
         self.out = nn.Conv2d(widths[-1], channels, 3, padding=1)
         initialise(self)
@@ -116,8 +118,8 @@ class BigGenerator(nn.Module):
         h = self.project(first).view(z.shape[0], -1, self.coarsest, self.coarsest)
         for i, (block, part) in enumerate(zip(self.blocks, parts, strict=True)):
             h = block(h, part if vector is None else torch.cat([part, vector], dim=1))
-            if str(i) in self.look:
-                h = self.look[str(i)](h)
+            if str(i) in self.attention:
+                h = self.attention[str(i)](h)
         return torch.tanh(self.out(F.relu(self.norm(h))))
 
 
@@ -137,7 +139,7 @@ class BigDiscriminator(nn.Module):
             layers.append(Down(cin, cout, halve=True, first=i == 0))
             side //= 2
             if side == config.attend:
-                layers.append(Look(cout))
+                layers.append(SelfAttention(cout))
         self.body = nn.Sequential(*layers, Down(widths[-1], widths[-1], halve=False), Pooled())
         self.out = nn.Linear(widths[-1], 1, bias=False)
         self.embed = embedding(spec, widths[-1]) if conditional(spec) else None
@@ -195,14 +197,14 @@ class BigGAN(GAN):
         if phase == "D":
             with torch.no_grad():
                 fake = self.G(z, cond)
-            real_score, fake_score = self.D(self.shown(batch.x), cond), self.D(self.shown(fake), cond)
+            real_score, fake_score = self.D(self.augmented(batch.x), cond), self.D(self.augmented(fake), cond)
             value = losses.hinge_d(real_score, fake_score)
             logs = {"score/real": real_score.detach(), "score/fake": fake_score.detach(), "loss/D": value.detach()}
-            return Loss(value, logs, stats=self.trust(real_score))
-        value = losses.hinge_g(self.D(self.shown(self.G(z, cond)), cond))
+            return Loss(value, logs, stats=self.ada_statistics(real_score))
+        value = losses.hinge_g(self.D(self.augmented(self.G(z, cond)), cond))
         logs = {"loss/G": value.detach()}
         if self.config.orthogonal:
-            angles = skew(self.G)
+            angles = off_diagonal(self.G)
             value = value + self.config.orthogonal * angles
             logs["loss/orthogonal"] = angles.detach()
         return Loss(value, logs)
@@ -218,13 +220,13 @@ class BigGAN(GAN):
         z = noise.draw("z", (self.config.z_dim,)).to(next(self.G.parameters()).device)
 
         def decode(z: Tensor) -> Tensor:
-            out: Tensor = self.G(z if options.truncation is None else cut(z, options.truncation), cond)
+            out: Tensor = self.G(z if options.truncation is None else truncated_normal(z, options.truncation), cond)
             return out
 
         yield from drawn(decode, z, cond, guides, noise, options)
 
 
-def skew(net: nn.Module) -> Tensor:
+def off_diagonal(net: nn.Module) -> Tensor:
     """Sum over weights of the squared inner products of different filters. Source: Brock et al. 2019, eq. 3."""
     terms = []
     for name, weight in net.named_parameters():
@@ -235,7 +237,7 @@ def skew(net: nn.Module) -> Tensor:
     return torch.stack(terms).sum()
 
 
-def cut(z: Tensor, most: float) -> Tensor:
+def truncated_normal(z: Tensor, most: float) -> Tensor:
     """Normal z to a normal distribution cut at +-most, value by value, keeping their order.
 
     What resampling gives, as a function: a seed keeps its picture and the latent walk its gradient. Source: Brock et

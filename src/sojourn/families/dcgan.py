@@ -66,7 +66,7 @@ class DCGANConfig(GANConfig):
     """Weight of the gradient penalty: gamma / 2 of R1, or lambda of WGAN-GP with loss wgan. 0 = off."""
     n_critic: int = Field(1, ge=1, le=100)
     """Updates of the discriminator to one of the generator."""
-    told: Literal["projection", "auxiliary"] = "projection"
+    conditioning: Literal["projection", "auxiliary"] = "projection"
     """How the discriminator uses classes. projection: it asks whether picture and class (or text) belong together.
     auxiliary: it names the class of pictures, real and drawn."""
     discriminators: int = Field(1, ge=1, le=16)
@@ -166,8 +166,8 @@ class DCGAN(GAN):
             )
         if config.net == "resnet" and config.generators > 1:
             raise ConfigError("{count} generators want net dcgan; set net, or generators to 1", count=config.generators)
-        if config.told == "auxiliary" and not spec.labels:
-            raise ConfigError('told "auxiliary" needs classes, and the set has none; use projection')
+        if config.conditioning == "auxiliary" and not spec.labels:
+            raise ConfigError('conditioning "auxiliary" needs classes, and the set has none; use projection')
         c = config
         self.G: Generator | ResGenerator
         if c.net == "resnet":
@@ -179,9 +179,9 @@ class DCGAN(GAN):
 
     def _critic(self) -> Critic:
         c, spec = self.config, self.spec
-        heads = [count for _, count in spec.labels] if c.told == "auxiliary" else []
+        heads = [count for _, count in spec.labels] if c.conditioning == "auxiliary" else []
         heads += [c.generators] if c.generators > 1 else []
-        project = c.told == "projection"
+        project = c.conditioning == "projection"
         if c.net == "resnet":
             return ResDiscriminator(spec, c.width, c.max_width, heads, project, c.spectral)
         return Discriminator(spec, c.width, c.max_width, c.d_norm, heads, project, c.spectral)
@@ -207,8 +207,8 @@ class DCGAN(GAN):
     def _loss_d(self, real: Tensor, z: Tensor, cond: Cond, which: Tensor | None) -> Loss:
         config = self.config
         with torch.no_grad():
-            fake = self.shown(self._draw(z, cond, which))
-        real = self.shown(real)
+            fake = self.augmented(self._draw(z, cond, which))
+        real = self.augmented(real)
         if config.penalty > 0 and config.loss != "wgan":
             real = real.detach().requires_grad_(True)
         values, logs = [], []
@@ -220,8 +220,8 @@ class DCGAN(GAN):
                 penalty = self._penalty(critic, real, real_score, fake, cond)
                 value = value + config.penalty * penalty
                 log["penalty/D"] = penalty.detach()
-            if config.told == "auxiliary":
-                named = named_as(real_said, cond) + named_as(fake_said, cond)
+            if config.conditioning == "auxiliary":
+                named = classification(real_said, cond) + classification(fake_said, cond)
                 value = value + named
                 log["loss/classes"] = named.detach()
             if which is not None:
@@ -231,7 +231,8 @@ class DCGAN(GAN):
             values.append(value)
             logs.append(log)
         means = {name: torch.stack([log[name] for log in logs]).mean(dim=0) for name in logs[0]}
-        return Loss(torch.stack(values).mean(dim=0), means, stats=self.trust(means["score/real"]))
+        sure = certainty(config.loss, means["score/real"], means["score/fake"])
+        return Loss(torch.stack(values).mean(dim=0), means, stats=self.ada_statistics(sure))
 
     def _penalty(self, critic: Critic, real: Tensor, real_score: Tensor, fake: Tensor, cond: Cond) -> Tensor:
         if self.config.loss != "wgan":
@@ -240,14 +241,14 @@ class DCGAN(GAN):
         return losses.one_centred_penalty(lambda x: critic(x, cond), real, fake, mix)
 
     def _loss_g(self, z: Tensor, cond: Cond, which: Tensor | None) -> Loss:
-        fake = self.shown(self._draw(z, cond, which))
+        fake = self.augmented(self._draw(z, cond, which))
         judged = [critic.judge(fake, cond) for critic in self.critics]
         terms = torch.stack([TERMS[self.config.loss][1](score) for score, _ in judged])  # (discriminators, b)
         # The harshest counts most, by a softmax of what each says. Source: Durugkar et al. 2017, sec. 3.2.
         value = ((HARSH * terms.detach()).softmax(dim=0) * terms).sum(dim=0)
         logs = {"loss/G": value.detach()}
-        if self.config.told == "auxiliary":
-            named = torch.stack([named_as(said, cond) for _, said in judged]).mean(dim=0)
+        if self.config.conditioning == "auxiliary":
+            named = torch.stack([classification(said, cond) for _, said in judged]).mean(dim=0)
             value = value + named
             logs["loss/G-classes"] = named.detach()
         if which is not None:
@@ -287,7 +288,12 @@ class DCGAN(GAN):
         return next(self.G.parameters()).device
 
 
-def named_as(said: Sequence[Tensor], cond: Cond) -> Tensor:
+def certainty(loss: str, real: Tensor, fake: Tensor) -> Tensor:
+    """How sure a discriminator is of real pictures, (b,), positive = taken for real. A critic has no zero."""
+    return {"ls": real - 0.5, "wgan": real - fake}.get(loss, real)
+
+
+def classification(said: Sequence[Tensor], cond: Cond) -> Tensor:
     """Cross-entropy of a critic's answers, (b, classes) for each label column, (b,); 0 where no class was asked.
 
     Source: Odena et al. 2017, eq. 3.

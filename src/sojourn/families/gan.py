@@ -49,13 +49,13 @@ class GAN(Family):
         """The batch's condition, emptied in some rows."""
         return batch.cond.drop(self.config.label_drop) if conditional(self.spec) else batch.cond
 
-    def shown(self, x: Tensor) -> Tensor:
+    def augmented(self, x: Tensor) -> Tensor:
         """Pictures (b c h w) as the discriminator sees them."""
         if self.config.augment == "none" or not self.training:
             return x
         return diffaugment(x) if self.config.augment == "diff" else ada(x, self.p)
 
-    def trust(self, score: Tensor) -> dict[str, Tensor]:
+    def ada_statistics(self, score: Tensor) -> dict[str, Tensor]:
         """Statistics of the discriminator's scores of real pictures (b,), positive = taken for real; for `after`."""
         if self.config.augment != "ada":
             return {}

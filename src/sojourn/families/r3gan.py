@@ -115,7 +115,17 @@ def widths_of(spec: DataSpec, config: R3GANConfig) -> tuple[int, list[int]]:
     return coarsest, widths
 
 
-class PlainGenerator(nn.Module):
+def trunk(widths: list[int], config: R3GANConfig, up: bool) -> nn.Sequential:
+    """Residual blocks at each resolution, of these channels, and what leads from one to the next."""
+    layers: list[nn.Module] = []
+    count = config.depth * len(widths)
+    for i, width in enumerate(widths):
+        layers += [Resample(widths[i - 1], width, up)] if i else []
+        layers += [Block(width, config.expansion, config.groups, count) for _ in range(config.depth)]
+    return nn.Sequential(*layers)
+
+
+class R3Generator(nn.Module):
     """z (b, z_dim) and a condition to pictures (b c h w): a learned 4x4 map, scaled channel by channel, and upwards."""
 
     def __init__(self, spec: DataSpec, config: R3GANConfig) -> None:
@@ -125,12 +135,7 @@ class PlainGenerator(nn.Module):
         self.basis = nn.Parameter(torch.randn(widths[0], coarsest, coarsest))
         self.scale = nn.Linear(config.z_dim + (COND_DIM if self.embed is not None else 0), widths[0], bias=False)
         scaled(self.scale, 1.0, SLOPE_OF_LINEAR)
-        layers: list[nn.Module] = []
-        count = config.depth * len(widths)
-        for i, width in enumerate(widths):
-            layers += [Resample(widths[i - 1], width, up=True)] if i else []
-            layers += [Block(width, config.expansion, config.groups, count) for _ in range(config.depth)]
-        self.body = nn.Sequential(*layers)
+        self.body = trunk(widths, config, up=True)
         self.out = nn.Conv2d(widths[-1], spec.shape[0], 1, bias=False)
         scaled(self.out, 1.0, SLOPE_OF_LINEAR)
 
@@ -140,7 +145,7 @@ class PlainGenerator(nn.Module):
         return out
 
 
-class PlainDiscriminator(nn.Module):
+class R3Discriminator(nn.Module):
     """Pictures (b c h w) and a condition to one score each, (b,), by an inner product with the embedded condition."""
 
     def __init__(self, spec: DataSpec, config: R3GANConfig) -> None:
@@ -149,12 +154,7 @@ class PlainDiscriminator(nn.Module):
         widths = widths[::-1]
         self.enter = nn.Conv2d(spec.shape[0], widths[0], 1)
         scaled(self.enter, 1.0, SLOPE_OF_LINEAR)
-        layers: list[nn.Module] = []
-        count = config.depth * len(widths)
-        for i, width in enumerate(widths):
-            layers += [Resample(widths[i - 1], width, up=False)] if i else []
-            layers += [Block(width, config.expansion, config.groups, count) for _ in range(config.depth)]
-        self.body = nn.Sequential(*layers)
+        self.body = trunk(widths, config, up=False)
         # each channel of the coarsest map to one number
         self.gather = nn.Conv2d(widths[-1], widths[-1], coarsest, groups=widths[-1], bias=False)
         self.embed = embedding(spec, COND_DIM) if conditional(spec) else None
@@ -192,8 +192,8 @@ class R3GAN(GAN):
 
     def __init__(self, config: R3GANConfig, spec: DataSpec) -> None:
         super().__init__(config, spec)
-        self.G = PlainGenerator(spec, config)
-        self.D = PlainDiscriminator(spec, config)
+        self.G = R3Generator(spec, config)
+        self.D = R3Discriminator(spec, config)
 
     def phases(self) -> list[Phase]:
         return [Phase("D", ("D",)), Phase("G", ("G",))]
@@ -203,10 +203,10 @@ class R3GAN(GAN):
         z = torch.randn(len(batch), self.config.z_dim).to(batch.x)
         if phase == "G":
             # Source: Huang et al. 2024, eq. 2: the generator's side is the same with the sign turned.
-            value = F.softplus(self.D(self.shown(batch.x), cond) - self.D(self.shown(self.G(z, cond)), cond))
+            value = F.softplus(self.D(self.augmented(batch.x), cond) - self.D(self.augmented(self.G(z, cond)), cond))
             return Loss(value, {"loss/G": value.detach()})
         with torch.no_grad():
-            real, fake = self.shown(batch.x).detach(), self.shown(self.G(z, cond))
+            real, fake = self.augmented(batch.x).detach(), self.augmented(self.G(z, cond))
         real, fake = real.requires_grad_(True), fake.requires_grad_(True)
         real_score, fake_score = self.D(real, cond), self.D(fake, cond)
         value = F.softplus(fake_score - real_score)
@@ -216,7 +216,7 @@ class R3GAN(GAN):
             r1, r2 = losses.zero_centred_penalty(real_score, real), losses.zero_centred_penalty(fake_score, fake)
             value = value + self.config.gamma / 2 * (r1 + r2)
             logs |= {"penalty/r1": r1.detach(), "penalty/r2": r2.detach()}
-        return Loss(value, logs, stats=self.trust(real_score - fake_score))
+        return Loss(value, logs, stats=self.ada_statistics(real_score - fake_score))
 
     def sample(self, cond: Cond, noise: Noise, options: BaseOptions, guides: Sequence[Guide] = ()) -> Iterator[Step]:
         """One Step from z; with guides, a walk in z whose Steps show every decoded place."""

@@ -114,7 +114,7 @@ class StyleGAN2(GAN):
     def loss(self, phase: str, batch: Batch, seen: int) -> Loss:
         cond = self.dropped(batch)
         if phase == "R1":
-            real = self.shown(batch.x).detach().requires_grad_(True)
+            real = self.augmented(batch.x).detach().requires_grad_(True)
             penalty = losses.zero_centred_penalty(self.D(real, cond), real)
             return Loss(self.config.gamma / 2 * penalty, {"penalty/R1": penalty.detach()})
         if phase == "path":
@@ -122,12 +122,12 @@ class StyleGAN2(GAN):
         if phase == "D":
             with torch.no_grad():
                 fake = self.G.synthesis(self._mixed(cond, len(batch)), self._eps(len(batch)))
-            real_score, fake_score = self.D(self.shown(batch.x), cond), self.D(self.shown(fake), cond)
+            real_score, fake_score = self.D(self.augmented(batch.x), cond), self.D(self.augmented(fake), cond)
             value = losses.logistic_d(real_score, fake_score)
             logs = {"score/real": real_score.detach(), "score/fake": fake_score.detach(), "loss/D": value.detach()}
-            return Loss(value, logs, stats=self.trust(real_score))
+            return Loss(value, logs, stats=self.ada_statistics(real_score))
         styles = self._mixed(cond, len(batch))
-        fake = self.shown(self.G.synthesis(styles, self._eps(len(batch))))
+        fake = self.augmented(self.G.synthesis(styles, self._eps(len(batch))))
         value = losses.logistic_g(self.D(fake, cond))
         stats = {"w": styles[:, 0].detach().sum(dim=0), "rows": torch.tensor(float(len(batch)))}
         return Loss(value, {"loss/G": value.detach()}, stats=stats)

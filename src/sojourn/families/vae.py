@@ -116,13 +116,54 @@ def side_of(spec: DataSpec, config: AutoencoderConfig) -> tuple[int, int]:
     return spec.shape[1] // factor, spec.shape[2] // factor
 
 
-def shape_of_latent(spec: DataSpec, config: AutoencoderConfig) -> tuple[int, ...]:
-    """(z,) or (z, h, w)."""
-    return (config.z,) if config.latent == "flat" else (config.z, *side_of(spec, config))
-
-
 def conditional(spec: DataSpec, config: AutoencoderConfig) -> bool:
     return config.conditional and bool(spec.labels or spec.pooled_dim)
+
+
+class AutoencoderOptions(LatentOptions):
+    """How to draw from an autoencoder's prior."""
+
+    temperature: float = Field(1.0, ge=0, le=4)
+    """Standard deviation of the latent draw. 0 = the mean picture."""
+
+
+class Autoencoder(Family):
+    """An encoder and a decoder, and what can be done with them however they were trained."""
+
+    Config: ClassVar[type[BaseConfig]] = AutoencoderConfig
+    Options: ClassVar[type[BaseOptions]] = AutoencoderOptions
+    can: ClassVar[frozenset[str]] = frozenset({"sample", "encode", "decode"})
+    guides: ClassVar[frozenset[str]] = frozenset({"energy"})
+
+    config: AutoencoderConfig
+
+    def __init__(self, config: AutoencoderConfig, spec: DataSpec) -> None:
+        super().__init__(config, spec)
+        factor = config.stem * 2 ** (len(config.widths) - 1)
+        if spec.kind != "image" or spec.shape[1] % factor or spec.shape[2] % factor:
+            raise ConfigError(
+                "a VAE of this size takes pictures whose sides are multiples of {factor}, found {kind} {shape}",
+                factor=factor, kind=spec.kind, shape=spec.shape,
+            )  # fmt: skip
+        self.enc = Encoder(spec, config)
+        self.dec = Decoder(spec, config)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one latent: (z,) or (z, h, w)."""
+        return (self.config.z,) if self.config.latent == "flat" else (self.config.z, *side_of(self.spec, self.config))
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.enc(x, Cond())[0]
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.dec(z, Cond())
+
+    def sample(self, cond: Cond, noise: Noise, options: BaseOptions, guides: Sequence[Guide] = ()) -> Iterator[Step]:
+        assert isinstance(options, LatentOptions)
+        self.check_guides(guides)
+        z = options.temperature * noise.draw("z", self.latent_shape)
+        yield from drawn(lambda latent: self.dec(latent, cond), z, cond, guides, noise, options)
 
 
 @register(
@@ -177,7 +218,7 @@ def conditional(spec: DataSpec, config: AutoencoderConfig) -> bool:
     about="denoising VAE: codes that noise on the picture does not move",
     source="Im et al. 2017, Denoising Criterion for Variational Auto-Encoding Framework",
 )
-class VAE(Family):
+class VAE(Autoencoder):
     """Encoder and decoder trained on reconstruction + beta * KL; samples are decoded prior draws."""
 
     class Config(AutoencoderConfig):
@@ -195,25 +236,9 @@ class VAE(Family):
         drawn from 0 to this. A decoder that knows it smooths over what a walk leaves unfinished. Source: Zheng et al.
         2025 (representation autoencoders), noise-augmented decoding."""
 
-    class Options(LatentOptions):
-        temperature: float = Field(1.0, ge=0, le=4)
-        """Standard deviation of the latent draw. 0 = the mean picture."""
-
-    can: ClassVar[frozenset[str]] = frozenset({"sample", "encode", "decode"})
-    guides: ClassVar[frozenset[str]] = frozenset({"energy"})
     bf16: ClassVar[bool] = True
 
-    def __init__(self, config: Config, spec: DataSpec) -> None:
-        super().__init__(config, spec)
-        self.config: VAE.Config = config
-        check_shape(spec, config)
-        self.enc = Encoder(spec, config)
-        self.dec = Decoder(spec, config)
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """Shape of one latent: (z,) or (z, h, w)."""
-        return shape_of_latent(self.spec, self.config)
+    config: Config
 
     def phases(self) -> list[Phase]:
         return [Phase("elbo", ("dec",) if self.config.learns == "decoder" else ("enc", "dec"))]
@@ -242,18 +267,6 @@ class VAE(Family):
             logs["loss/edges"] = lines.detach()
         return Loss(value, logs)
 
-    def encode(self, x: Tensor) -> Tensor:
-        return self.enc(x, Cond())[0]
-
-    def decode(self, z: Tensor) -> Tensor:
-        return self.dec(z, Cond())
-
-    def sample(self, cond: Cond, noise: Noise, options: BaseOptions, guides: Sequence[Guide] = ()) -> Iterator[Step]:
-        assert isinstance(options, VAE.Options)
-        self.check_guides(guides)
-        z = options.temperature * noise.draw("z", self.latent_shape)
-        yield from drawn(lambda latent: self.dec(latent, cond), z, cond, guides, noise, options)
-
 
 def roughness(mean: Tensor, most: float) -> Tensor:
     """Standard deviations of noise for latents (b, z, ...): 0 for every other row, else up to `most` spreads of the
@@ -267,13 +280,3 @@ def roughness(mean: Tensor, most: float) -> Tensor:
 def kl_normal(mean: Tensor, logvar: Tensor) -> Tensor:
     """KL(N(mean, exp(logvar)) || N(0, 1)) summed over all axes but the first, (b,). Source: Kingma 2013, app. B."""
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(1)
-
-
-def check_shape(spec: DataSpec, config: AutoencoderConfig) -> None:
-    """Raise ConfigError for what is no picture, or one whose sides the halves do not divide."""
-    factor = config.stem * 2 ** (len(config.widths) - 1)
-    if spec.kind != "image" or spec.shape[1] % factor or spec.shape[2] % factor:
-        raise ConfigError(
-            "a VAE of this size takes pictures whose sides are multiples of {factor}, found {kind} {shape}",
-            factor=factor, kind=spec.kind, shape=spec.shape,
-        )  # fmt: skip

@@ -5,19 +5,18 @@ Source: Larsen et al. 2016, Autoencoding beyond Pixels using a Learned Similarit
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from sojourn.families.base import BaseOptions, Family, LatentOptions, Phase, drawn
-from sojourn.families.vae import AutoencoderConfig, Decoder, Encoder, check_shape, kl_normal, shape_of_latent
+from sojourn.families.base import Phase
+from sojourn.families.vae import Autoencoder, AutoencoderConfig, kl_normal
 from sojourn.nets import losses
 from sojourn.nets.conv import Discriminator
 from sojourn.registry import register
-from sojourn.types import Batch, Cond, DataSpec, Guide, Loss, Noise, Step
+from sojourn.types import Batch, Cond, DataSpec, Loss
 
 
 @register(
@@ -31,7 +30,7 @@ from sojourn.types import Batch, Cond, DataSpec, Guide, Loss, Noise, Step
     about="VAE/GAN: a VAE's latent space with a GAN's sharpness",
     source="Larsen et al. 2016, Autoencoding beyond Pixels using a Learned Similarity Metric",
 )
-class VAEGAN(Family):
+class VAEGAN(Autoencoder):
     """Encoder, decoder and discriminator, each with its own loss (algorithm 1 of the paper)."""
 
     class Config(AutoencoderConfig):
@@ -46,12 +45,6 @@ class VAEGAN(Family):
         penalty: float = Field(1.0, ge=0, le=1000)
         """Weight of R1 on the discriminator, gamma / 2. 0 = off."""
 
-    class Options(LatentOptions):
-        temperature: float = Field(1.0, ge=0, le=4)
-        """Standard deviation of the latent draw. 0 = the mean picture."""
-
-    can: ClassVar[frozenset[str]] = frozenset({"sample", "encode", "decode"})
-    guides: ClassVar[frozenset[str]] = frozenset({"energy"})
     averaged: ClassVar[tuple[str, ...]] = ("enc", "dec")
     score: ClassVar[str] = "held_out/swd"
 
@@ -59,8 +52,6 @@ class VAEGAN(Family):
 
     def __init__(self, config: Config, spec: DataSpec) -> None:
         super().__init__(config, spec)
-        check_shape(spec, config)
-        self.enc, self.dec = Encoder(spec, config), Decoder(spec, config)
         self.D = Discriminator(spec, config.d_width, config.d_max_width, "layer", project=config.conditional)
 
     def phases(self) -> list[Phase]:
@@ -95,18 +86,6 @@ class VAEGAN(Family):
             value = value + self.config.penalty * penalty
             logs["penalty/D"] = penalty.detach()
         return Loss(value, logs)
-
-    def encode(self, x: Tensor) -> Tensor:
-        return self.enc(x, Cond())[0]
-
-    def decode(self, z: Tensor) -> Tensor:
-        return self.dec(z, Cond())
-
-    def sample(self, cond: Cond, noise: Noise, options: BaseOptions, guides: Sequence[Guide] = ()) -> Iterator[Step]:
-        assert isinstance(options, VAEGAN.Options)
-        self.check_guides(guides)
-        z = options.temperature * noise.draw("z", shape_of_latent(self.spec, self.config))
-        yield from drawn(lambda latent: self.dec(latent, cond), z, cond, guides, noise, options)
 
 
 def likeness(body: nn.Sequential | nn.Module, x: Tensor, y: Tensor) -> Tensor:

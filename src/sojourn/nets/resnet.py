@@ -26,7 +26,7 @@ from sojourn.nets.conv import (
 from sojourn.types import Cond, DataSpec
 
 
-class ToldNorm(nn.Module):
+class ConditionalNorm(nn.Module):
     """A norm whose scale and shift follow from a vector (b, dim), if there is one. Source: de Vries et al. 2017, eq. 3.
 
     The scale is one at first and for what nobody was told.
@@ -35,13 +35,13 @@ class ToldNorm(nn.Module):
     def __init__(self, kind: Norm, channels: int, dim: int) -> None:
         super().__init__()
         self.norm = norm_layer(kind, channels)
-        self.told = nn.Linear(dim, 2 * channels, bias=False) if dim else None
+        self.modulate = nn.Linear(dim, 2 * channels, bias=False) if dim else None
 
     def forward(self, x: Tensor, vector: Tensor | None) -> Tensor:
         x = self.norm(x)
-        if self.told is None or vector is None:
+        if self.modulate is None or vector is None:
             return x
-        scale, shift = self.told(vector)[:, :, None, None].chunk(2, dim=1)
+        scale, shift = self.modulate(vector)[:, :, None, None].chunk(2, dim=1)
         return x * (1 + scale) + shift
 
 
@@ -53,7 +53,7 @@ class Up(nn.Module):
 
     def __init__(self, cin: int, cout: int, norm: Norm, dim: int) -> None:
         super().__init__()
-        self.norm1, self.norm2 = ToldNorm(norm, cin, dim), ToldNorm(norm, cout, dim)
+        self.norm1, self.norm2 = ConditionalNorm(norm, cin, dim), ConditionalNorm(norm, cout, dim)
         self.conv1 = nn.Conv2d(cin, cout, 3, padding=1)
         self.conv2 = nn.Conv2d(cout, cout, 3, padding=1)
         self.skip = nn.Conv2d(cin, cout, 1)

@@ -139,7 +139,7 @@ class Synthesis(nn.Module):
             (1, coarsest * 2 ** ((i + 1) // 2), coarsest * 2 ** ((i + 1) // 2)) for i in range(len(pairs))
         )
         """Shape of each layer's noise."""
-        self.colours = nn.ModuleList(Modulated(cout, channels, 1, w_dim, demodulate=False) for cout in widths)
+        self.to_rgb = nn.ModuleList(Modulated(cout, channels, 1, w_dim, demodulate=False) for cout in widths)
         self.bias = nn.Parameter(torch.zeros(channels))
 
     @property
@@ -153,7 +153,7 @@ class Synthesis(nn.Module):
         for i, layer in enumerate(self.layers):
             h = layer(h, w[:, i], eps[i])
             if i % 2 == 0:  # the last layer of its resolution
-                colour = self.colours[i // 2](h, w[:, i])
+                colour = self.to_rgb[i // 2](h, w[:, i])
                 picture = colour if picture is None else doubled(picture) + colour
         assert picture is not None
         return picture + self.bias[:, None, None]
@@ -172,7 +172,7 @@ class StyleDiscriminator(nn.Module):
         coarsest, below = stage_widths(side, 2 * width, max_width)
         widths = [*below, min(width, max_width)][::-1]
         self.enter = EqualConv(channels, widths[0], 1)
-        self.blocks = nn.ModuleList(Shrink(cin, cout) for cin, cout in pairwise(widths))
+        self.blocks = nn.ModuleList(DownBlock(cin, cout) for cin, cout in pairwise(widths))
         self.conv = EqualConv(widths[-1] + 1, widths[-1], 3)
         self.gather = EqualLinear(widths[-1] * coarsest**2, widths[-1])
         self.embed = embedding(spec, COND_DIM) if conditional(spec) else None
@@ -189,7 +189,7 @@ class StyleDiscriminator(nn.Module):
         return (h * self.embed(cond, x.shape[0])[0]).sum(dim=1) / math.sqrt(COND_DIM)
 
 
-class Shrink(nn.Module):
+class DownBlock(nn.Module):
     """A residual block that halves the side: (b, cin, h, w) -> (b, cout, h / 2, w / 2)."""
 
     def __init__(self, cin: int, cout: int) -> None:
