@@ -19,8 +19,9 @@ LAYERS = [
     {"diffusion", "codecs", "conditioners", "vocabulary"},
     {"families"},
     {"package"},
-    {"train", "engine", "picture"},
-    {"measure"},
+    {"train", "wishes", "picture"},
+    {"engine"},
+    {"measure", "film"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -9,7 +9,7 @@ import hashlib
 import platform
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,12 @@ from sojourn import package as packages
 from sojourn import prompt as grammar
 from sojourn.config import explain
 from sojourn.data.styles import COLOUR_STYLES
-from sojourn.diffusion import guidance
 from sojourn.errors import InvalidInput, NotFound, Unsupported
 from sojourn.package import Package
 from sojourn.picture import Picture, Pictures, png, read_recipe
 from sojourn.schema import Prompt
-from sojourn.types import Cond, Guide, Noise, Step
+from sojourn.types import Noise, Step
+from sojourn.wishes import RULES, Request, conditions
 
 ROWS_MAX = 64
 """Rows of one walk at most; longer requests are several walks."""
@@ -47,21 +47,6 @@ class Frame:
     @cached_property
     def pictures(self) -> list[Image.Image]:
         return self.model.decode(self.state.x0)
-
-
-@dataclass
-class Request:
-    """Prompts with a seed each, one row a picture, and what bends their walk."""
-
-    prompts: list[Prompt]
-    seeds: list[int]
-    options: dict[str, Any] = field(default_factory=dict)
-    source: Image.Image | None = None
-    """A picture to start from (img2img) or to keep outside the mask."""
-    strength: float = 0.6
-    """How far from the source, 0 = the source itself, 1 = only the prompt."""
-    mask: Image.Image | None = None
-    """White where the source may change."""
 
 
 class Model:
@@ -91,6 +76,8 @@ class Model:
             out |= {"no", "weights"}
         if self.family.spec.pooled_dim:
             out.add("chaos")
+        if "energy" in self.family.guides and self.family.spec.kind != "text":
+            out |= RULES
         return out
 
     def imagine(self, prompt: str | Prompt, *, n: int | None = None, seed: int | None = None, **more: Any) -> Pictures:
@@ -117,7 +104,8 @@ class Model:
         for i, style in zip(range(count), self._styles(asked.style, seed, count), strict=True):
             rows.append(asked.model_copy(update={"n": 1, "seed": seed + i, "style": style, "model": None}))
         options = {name: value for name in ("steps", "guidance") if (value := getattr(asked, name)) is not None}
-        return Request(rows, [seed + i for i in range(count)], options, **extra)
+        judge = packages.load(packages.find(asked.judge)) if asked.judge else None
+        return Request(rows, [seed + i for i in range(count)], options, judge=judge, **extra)
 
     @property
     def _abilities(self) -> str:
@@ -154,9 +142,9 @@ class Model:
             raise InvalidInput("a walk has 1..{most} rows, found {found}; ask in parts", most=ROWS_MAX, found=rows)
         options = self.options(request)
         with torch.no_grad():
-            cond, guides = self._conditions(request)
+            cond, guides = conditions(self.package, request)
             steps = int(getattr(options, "steps", 1))
-            for i, state in enumerate(self.family.sample(cond, Noise(request.seeds), options, guides)):
+            for i, state in enumerate(self.family.sample(cond, request.noise or Noise(request.seeds), options, guides)):
                 yield Frame(i + 1, max(steps, i + 1), state, self)
 
     def options(self, request: Request) -> Any:
@@ -166,56 +154,6 @@ class Model:
             return kind(**{**self.card.options, **request.options})
         except ValueError as error:
             raise explain(error, kind, f'options of "{self.card.name}"') from None  # type: ignore[arg-type]
-
-    def _conditions(self, request: Request) -> tuple[Cond, list[Guide]]:
-        """The rows' conditions and the guides that their prompts, source and mask ask for."""
-        call = self.package.conditioner
-        prompts = request.prompts
-        first = prompts[0]
-        guides: list[Guide] = []
-        if grammar.used(first)[:1] == ["weights"]:
-            # A sum near zero would blow the pull up: from there on weights count as they are.
-            total = max(sum(segment.weight for segment in first.segments), 0.1)
-            terms = [
-                (
-                    self._stirred(call([Prompt.plain(segment.text, prompt.style) for prompt in prompts]), request),
-                    segment.weight / total,
-                )
-                for segment in first.segments
-            ]
-            guides.append(guidance.weights(terms))
-            cond = terms[0][0]  # the guide's terms take its place in the walk
-        else:
-            cond = self._stirred(call([Prompt.plain(prompt.text, prompt.style) for prompt in prompts]), request)
-        if first.no:
-            guides.append(guidance.negative(call([Prompt.plain(", ".join(p.no), p.style) for p in prompts])))
-        if request.source is not None:
-            guides += self._edits(request)
-        elif request.mask is not None:
-            raise InvalidInput("a mask needs a source picture; give both")
-        return cond, guides
-
-    @staticmethod
-    def _stirred(cond: Cond, request: Request) -> Cond:
-        """The condition moved by --chaos, each row in a direction that its seed fixes."""
-        chaos = request.prompts[0].chaos
-        if not chaos or cond.pooled is None:
-            return cond
-        return guidance.stirred(cond, Noise(request.seeds).draw("chaos", cond.pooled.shape[1:]), chaos)
-
-    def _edits(self, request: Request) -> list[Guide]:
-        if "denoise" not in self.family.guides:
-            raise Unsupported('"{name}" cannot start from a picture; use a flow or edm package', name=self.card.name)
-        assert request.source is not None
-        raw = torch.from_numpy(self.package.codec.pack(request.source))[None]
-        x = self.package.codec.encode(raw)
-        x = x.expand(len(request.seeds), *x.shape[1:])
-        if request.mask is None:
-            return [guidance.source(x, request.strength)]
-        height, width = x.shape[2:]
-        small = request.mask.convert("L").resize((width, height), Image.Resampling.BOX)
-        edit = torch.from_numpy(np.asarray(small, np.float32) / 255 > 0.1).float()
-        return [guidance.mask(x, edit[None, None].expand(x.shape[0], 1, height, width))]
 
     def decode(self, x: Tensor) -> list[Image.Image]:
         """Model space to pictures."""
@@ -236,6 +174,7 @@ class Model:
             recipe = {
                 "package": self.card.identity, "name": self.card.name, "prompt": grammar.format(prompt),
                 "options": options, "strength": request.strength if "source" in inputs else None, "inputs": inputs,
+                "judge": request.judge.card.identity if request.judge else None,
                 "seed": request.seeds[row], "backend": "eager", "build": build(), "threads": torch.get_num_threads(),
                 "rows": rows, "row": row,
             }  # fmt: skip
@@ -303,6 +242,8 @@ def replay(
         prompt = grammar.parse(str(recipe["prompt"]), allow_empty=True)
         rows, row, seed = int(recipe["rows"]), int(recipe["row"]), int(recipe["seed"])
         request = Request([prompt] * rows, [seed] * rows, dict(recipe["options"]))
+        if recipe.get("judge"):
+            request.judge = packages.load(_by_identity(str(recipe["judge"]), str(prompt.judge)))
         wanted = dict(recipe.get("inputs") or {})
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidInput('the recipe in "{path}" is damaged ({why})', path=path, why=error) from None

@@ -28,6 +28,7 @@ RAW_MAX = 10_000
 Kind = Literal["whole", "number", "text", "ratio", "list", "flag"]
 _KINDS: Mapping[str, Kind] = {
     "n": "whole", "seed": "whole", "steps": "whole", "guidance": "number", "no": "list", "style": "text", "ar": "ratio",
+    "palette": "list", "symmetry": "flag", "place": "text", "judge": "text",
     "chaos": "number", "stylize": "number", "iw": "number", "sref": "text", "tile": "flag", "model": "text",
 }  # fmt: skip
 ALIASES = {"aspect": "ar", "c": "chaos", "s": "stylize"}
@@ -186,6 +187,8 @@ class Reader:
         if not value:
             raise PromptError("column {column}: --{name} needs a value", **at)
         if parameter.kind == "list":
+            if len(value) > parameter.high:
+                raise PromptError("column {column}: --{name} has more than {high} things", **at)
             return value
         at["found"] = show(value)
         if parameter.kind != "text":

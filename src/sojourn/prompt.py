@@ -125,7 +125,7 @@ def explained(error: ValidationError) -> InvalidInput:
 
 def used(prompt: Prompt) -> list[str]:
     """What `prompt` asks for beyond plain words: "weights", then the parameters set, but not those set to "off"."""
-    off = {"tile": False, "no": (), "chaos": 0, "stylize": 0}
+    off = {"tile": False, "symmetry": False, "no": (), "palette": (), "chaos": 0, "stylize": 0}
     names = [name for name in PARAMETERS if getattr(prompt, name) not in (None, off.get(name))]
     return ["weights", *names] if _weighted(prompt) else names
 

@@ -82,6 +82,14 @@ class Prompt(Strict):
     """Weight of a picture in the prompt, 0..3."""
     sref: Words | None = Field(None, max_length=1000)
     """A picture whose style to follow: a path or an id."""
+    palette: tuple[Words, ...] = Field((), max_length=8)
+    """Colours to draw in, by name or as #rrggbb, 1..8; white is always one. Empty = any."""
+    symmetry: bool = False
+    """Make the left half mirror the right one."""
+    place: Words | None = Field(None, max_length=20)
+    """Where what is drawn should lie: left, right, top, bottom or centre."""
+    judge: Words | None = Field(None, max_length=1000)
+    """A package that classifies pictures or compares them with words, to hold the result against the prompt."""
     tile: bool = False
     """Make a picture that repeats without seams."""
     model: Words | None = Field(None, max_length=100)

@@ -6,6 +6,7 @@ Axes: b batch, c channels, h w, s audio samples, f mel bins, n tokens, d feature
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from sojourn.schema import Prompt
 
-Kind = Literal["vector", "image", "wave", "mel", "text", "latent"]
+Kind = Literal["vector", "image", "wave", "mel", "text", "latent", "codes"]
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,9 @@ class DataSpec:
 
     kind: Kind
     shape: tuple[int, ...]
-    """Without the batch axis: (c, h, w) for images and latents, (n,) for text."""
+    """Without the batch axis: (c, h, w) for images and latents, (n,) for text and codes."""
     vocab: int = 0
-    """Token ids are 0..vocab-1. 0 = not text."""
+    """Token ids are 0..vocab-1. 0 = neither text nor codes."""
     labels: tuple[tuple[str, int], ...] = ()
     """Label columns, (name, number of classes)."""
     text_len: int = 0
@@ -186,6 +187,56 @@ class Noise:
 
     def __getitem__(self, rows: slice) -> Noise:
         return Noise(self.seeds[rows])
+
+
+class Between(Noise):
+    """Draws on the way from those of one row to those of another: unit normal (or uniform) all along.
+
+    share (0 = first, 1 = second) is an angle: a straight line would lose length halfway, and look washed out.
+    """
+
+    def __init__(self, first: Sequence[int], second: Sequence[int], share: Sequence[float]) -> None:
+        super().__init__(first)
+        self.second = Noise(second)
+        self.angle = torch.tensor([float(s) * math.pi / 2 for s in share])
+
+    def draw(self, name: str, shape: Sequence[int]) -> Tensor:
+        angle = self.angle.view(-1, *(1 for _ in shape))
+        return angle.cos() * super().draw(name, shape) + angle.sin() * self.second.draw(name, shape)
+
+    def uniform(self, name: str, shape: Sequence[int]) -> Tensor:
+        angle = self.angle.view(-1, *(1 for _ in shape)).double()
+        a, b = (2 * noise.double() - 1 for noise in (super().uniform(name, shape), self.second.uniform(name, shape)))
+        edge = 1 - 1e-12
+        mixed = angle.cos() * a.clamp(-edge, edge).erfinv() + angle.sin() * b.clamp(-edge, edge).erfinv()
+        return mixed.erf().add(1).div(2).float().clamp(max=1 - 2**-24)
+
+    def __getitem__(self, rows: slice) -> Between:
+        share = (self.angle[rows] / (math.pi / 2)).tolist()
+        return Between(self.seeds[rows], self.second.seeds[rows], share)
+
+
+class Spliced(Noise):
+    """Draws of one row, but for the names that start with "late", which are those of another row without it.
+
+    A family that asks for a late draw beside a plain one (style mixing) so takes it from another picture.
+    """
+
+    def __init__(self, first: Sequence[int], late: Sequence[int]) -> None:
+        super().__init__(first)
+        self.late = Noise(late)
+
+    def draw(self, name: str, shape: Sequence[int]) -> Tensor:
+        if name.startswith(LATE):
+            return self.late.draw(name.removeprefix(LATE), shape)
+        return super().draw(name, shape)
+
+    def __getitem__(self, rows: slice) -> Spliced:
+        return Spliced(self.seeds[rows], self.late.seeds[rows])
+
+
+LATE = "late "
+"""Prefix of the name of a draw that may be another picture's."""
 
 
 def _generator(seed: int, name: str) -> torch.Generator:

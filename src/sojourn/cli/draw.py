@@ -35,6 +35,7 @@ LIVE = 5
     "--strength", type=click.FloatRange(0, 1), default=0.6, help="How far from the source: 0..1, default 0.6."
 )
 @click.option("--mask", type=click.Path(path_type=Path), help="A picture, white where the source may change.")
+@click.option("-o", "--option", "more", multiple=True, metavar="NAME=VALUE", help="An option of the family.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with files and recipes.")
 @click.option("--quiet", is_flag=True, help="Do not show pictures in the terminal.")
 def imagine(
@@ -43,6 +44,7 @@ def imagine(
     source: Path | None,
     strength: float,
     mask: Path | None,
+    more: tuple[str, ...],
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -60,6 +62,7 @@ def imagine(
     pictures = {"source": source, "mask": mask}
     given = {name: load_picture(path) for name, path in pictures.items() if path is not None}
     request = model.request(prompt, **edit, **given)
+    request.options |= given_options(more)
     _writable(out)
     if near := model.unknown(request):
         warn(
@@ -164,6 +167,7 @@ def vary(
 @click.option("--style", help="A style the package knows.")
 @click.option("--seed", type=click.IntRange(0, 2**53 - 1), default=0, help="Seed of the first. Default: 0.")
 @click.option("--batch", type=click.IntRange(1, 64), default=32, help="Pictures per walk, 1..64. Default: 32.")
+@click.option("-o", "--option", "more", multiple=True, metavar="NAME=VALUE", help="An option of the family.")
 def sample(
     package: str,
     count: int,
@@ -173,6 +177,7 @@ def sample(
     style: str | None,
     seed: int,
     batch: int,
+    more: tuple[str, ...],
 ) -> None:
     """Draw many pictures into a folder that `sojourn prepare` reads: 000001.png ... and metadata.jsonl.
 
@@ -188,18 +193,20 @@ def sample(
     names = [*classes, *filter(None, lines)] or model.classes or [""]
     rows = [Prompt.plain(names[i % len(names)], style) for i in range(count)]
     _writable(out)
-    follow(_sampled(model, rows, seed, batch, out))
+    follow(_sampled(model, rows, seed, batch, out, given_options(more)))
     say("{count} pictures in {path}", count=count, path=out)
 
 
-def _sampled(model: Model, rows: list[Prompt], seed: int, batch: int, out: Path) -> Iterator[Event]:
+def _sampled(
+    model: Model, rows: list[Prompt], seed: int, batch: int, out: Path, options: dict[str, Any]
+) -> Iterator[Event]:
     from sojourn.schema import Progress
 
     digits = max(6, len(str(len(rows))))
     names = [f"{i + 1:0{digits}}.png" for i in range(len(rows))]
     first = next((i for i, name in enumerate(names) if not (out / name).is_file()), len(rows)) // batch * batch
     begun = time.monotonic()
-    for i, picture in enumerate(model.sample(rows, seed, batch, first), start=first):
+    for i, picture in enumerate(model.sample(rows, seed, batch, first, options), start=first):
         picture.save(out / names[i])
         rate = (i + 1 - first) / (time.monotonic() - begun)
         yield Progress(done=i + 1, total=len(rows), unit="pictures", rate=rate, eta_s=(len(rows) - i - 1) / rate)
@@ -259,6 +266,20 @@ def replay(files: tuple[Path, ...], model: str | None, source: Path | None, mask
             say("{path}: equal", path=path)
     if differ:
         sys.exit(1)
+
+
+def given_options(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """NAME=VALUE pairs as options of a family; values as JSON says them, else as text. Raises InvalidInput."""
+    out: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise InvalidInput('"{pair}" is no option; write NAME=VALUE', pair=pair)
+        try:
+            out[name] = json.loads(value)
+        except ValueError:
+            out[name] = value
+    return out
 
 
 def joined(words: tuple[str, ...]) -> str:

@@ -17,6 +17,8 @@ from sojourn.errors import InvalidInput, SojournError
 VERBS = {
     "imagine": ("draw:imagine", "Draw pictures from a prompt."),
     "sample": ("draw:sample", "Draw many pictures into a folder, by class or from a list of prompts."),
+    "walk": ("film:walk", "A film of the way from one picture to the next."),
+    "mix": ("film:mix", "A table of pictures that mix the styles of two."),
     "vary": ("draw:vary", "Draw variations of a picture."),
     "write": ("draw:write", "Continue a text with a language model."),
     "replay": ("draw:replay", "Draw the picture in a file again and compare the pixels."),

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sojourn.errors import ConfigError
-from sojourn.families.base import BaseOptions, LatentOptions, Phase, drawn
-from sojourn.families.gan import GAN, GANConfig
+from sojourn.families.base import BaseOptions, Phase
+from sojourn.families.gan import GAN, GANConfig, GANOptions
 from sojourn.nets import losses
 from sojourn.nets.blocks import Attention
 from sojourn.nets.conv import (
@@ -54,7 +54,7 @@ class BigGANConfig(GANConfig):
     """Weight of what keeps a layer's filters at right angles, so that truncation works. 0 = off."""
 
 
-class BigGANOptions(LatentOptions):
+class BigGANOptions(GANOptions):
     """How to draw from a BigGAN."""
 
     truncation: float | None = Field(None, gt=0, le=10)
@@ -216,14 +216,13 @@ class BigGAN(GAN):
     def sample(self, cond: Cond, noise: Noise, options: BaseOptions, guides: Sequence[Guide] = ()) -> Iterator[Step]:
         """One Step from z; with guides, a walk in z whose Steps show every decoded place."""
         assert isinstance(options, BigGANOptions)
-        self.check_guides(guides)
         z = noise.draw("z", (self.config.z_dim,)).to(next(self.G.parameters()).device)
 
         def decode(z: Tensor) -> Tensor:
             out: Tensor = self.G(z if options.truncation is None else truncated_normal(z, options.truncation), cond)
             return out
 
-        yield from drawn(decode, z, cond, guides, noise, options)
+        yield from self.walked(decode, z, cond, guides, noise, options)
 
 
 def off_diagonal(net: nn.Module) -> Tensor:

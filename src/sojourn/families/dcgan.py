@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sojourn.errors import ConfigError
-from sojourn.families.base import BaseOptions, LatentOptions, Phase, drawn
-from sojourn.families.gan import GAN, GANConfig
+from sojourn.families.base import BaseOptions, Phase
+from sojourn.families.gan import GAN, GANConfig, GANOptions
 from sojourn.nets import losses
 from sojourn.nets.conv import Critic, Discriminator, Generator, Norm
 from sojourn.nets.resnet import ResDiscriminator, ResGenerator
@@ -77,7 +77,7 @@ class DCGANConfig(GANConfig):
     """With several generators: weight of being told apart by whose picture it is."""
 
 
-class DCGANOptions(LatentOptions):
+class DCGANOptions(GANOptions):
     """How to draw from a DCGAN."""
 
     truncation: float = Field(1.0, ge=0, le=1)
@@ -266,6 +266,11 @@ class DCGAN(GAN):
         out: Tensor = self.G(z, cond) if which is None else self.G(z, cond, which)
         return out
 
+    def verdict(self, x: Tensor, cond: Cond) -> Tensor:
+        score = torch.stack([critic(x, cond) for critic in self.critics]).mean(dim=0)
+        # The best least-squares discriminator says the share of real pictures, and not its logit (Mao 2017, eq. 5).
+        return torch.logit(score, eps=0.01) if self.config.loss == "ls" else score
+
     def after(self, phase: str, stats: Mapping[str, Tensor]) -> None:
         super().after(phase, stats)
         if phase == "D" and self.config.spectral:
@@ -274,11 +279,10 @@ class DCGAN(GAN):
     def sample(self, cond: Cond, noise: Noise, options: BaseOptions, guides: Sequence[Guide] = ()) -> Iterator[Step]:
         """One Step from z; with guides, a walk in z whose Steps show every decoded place."""
         assert isinstance(options, DCGANOptions)
-        self.check_guides(guides)
         z = noise.draw("z", (self.config.z_dim,)).to(self.device)
         which = noise.draw("generator", (self.config.generators,)).argmax(dim=1).to(z.device) if self.several else None
         decode = self._decoder(cond, options.truncation, which)
-        yield from drawn(decode, z, cond, guides, noise, options)
+        yield from self.walked(decode, z, cond, guides, noise, options)
 
     def _decoder(self, cond: Cond, truncation: float, which: Tensor | None) -> Callable[[Tensor], Tensor]:
         return lambda z: self._draw(truncation * z, cond, which)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -10,9 +10,9 @@ from pydantic import Field
 from torch import Tensor
 
 from sojourn.data.augment import ada, diffaugment
-from sojourn.families.base import BaseConfig, Family
+from sojourn.families.base import BaseConfig, Family, LatentOptions, drawn
 from sojourn.nets.conv import conditional
-from sojourn.types import Batch, Cond, DataSpec
+from sojourn.types import Batch, Cond, DataSpec, Guide, Noise, Step
 
 TARGET = 0.6
 """Mean sign of the discriminator on real pictures that ADA holds. Source: Karras et al. 2020 (ADA), sec. 3.1, r_t."""
@@ -28,6 +28,14 @@ class GANConfig(BaseConfig):
     (DiffAugment). ada: as often as overfitting asks for."""
     ada_samples: int = Field(100_000, ge=1)
     """ada: samples in which its probability may go from 0 to 1."""
+
+
+class GANOptions(LatentOptions):
+    """How to draw from a GAN."""
+
+    critic: float = Field(0.0, ge=0, le=10)
+    """How much the discriminator has a say in a walk: its logit counts as an energy. 1 = pictures are drawn as often as
+    it takes them for real, 0 = off. Source: Che et al. 2020, eq. 3."""
 
 
 class GAN(Family):
@@ -67,3 +75,23 @@ class GAN(Family):
             rows = float(stats["rows"])
             step = rows / self.config.ada_samples * (1 if float(stats["sign"]) / rows > TARGET else -1)
             self.p.copy_((self.p + step).clamp(0, 1))
+
+    def verdict(self, x: Tensor, cond: Cond) -> Tensor:
+        """How real the discriminator finds pictures x (b c h w), as a logit (b,)."""
+        out: Tensor = self.get_submodule("D")(x, cond)
+        return out
+
+    def walked(
+        self,
+        decode: Callable[[Tensor], Tensor],
+        z: Tensor,
+        cond: Cond,
+        guides: Sequence[Guide],
+        noise: Noise,
+        options: GANOptions,
+    ) -> Iterator[Step]:
+        """One Step from z (b, z_dim); with guides or a critic, a walk in z whose Steps show every decoded place."""
+        self.check_guides(guides)
+        if options.critic:
+            guides = [*guides, Guide("critic", energy=lambda x, cond: -options.critic * self.verdict(x, cond))]
+        yield from drawn(decode, z, cond, guides, noise, options)

@@ -1,6 +1,7 @@
 """Language models: a transformer that walks token by token. Knows nothing about tokenizers or strings.
 
-Reads token ids in the numbering of codecs/text.py: pad, begin, end, then ordinary tokens.
+Reads token ids in the numbering of codecs/text.py: pad, begin, end, then ordinary tokens. Tokens of kind "codes" are a
+picture's (codecs/codes.py): always as many, and none says where it ends.
 """
 
 from __future__ import annotations
@@ -90,13 +91,13 @@ class LM(Family):
 
     Config = LMConfig
     Options = LMOptions
-    kinds = frozenset({"text"})
+    kinds = frozenset({"text", "codes"})
     guides = frozenset({"logits", "energy"})
     bf16 = True
 
     def __init__(self, config: LMConfig, spec: DataSpec) -> None:
         super().__init__(config, spec)
-        if spec.kind != "text" or spec.vocab <= EOS + 1:
+        if spec.kind not in self.kinds or spec.vocab <= EOS + 1:
             raise ConfigError(
                 "a language model needs text with a fitted vocabulary, found kind {kind} with {vocab} tokens",
                 kind=spec.kind, vocab=spec.vocab,
@@ -219,7 +220,7 @@ class LM(Family):
     ) -> Tensor:
         """The next token of each row (r,), from logits (r vocab) and one uniform number per row."""
         logits = penalise(logits, rows.x, options.repetition)
-        logits[:, [PAD, BOS]] = -torch.inf
+        logits[:, [PAD, BOS, EOS] if self.spec.kind == "codes" else [PAD, BOS]] = -torch.inf
         for rule in rules:
             logits = rule(logits, rows.x, cond)
         if not bool((rows.done | torch.isfinite(logits.amax(dim=-1))).all()):

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sojourn.errors import ConfigError
-from sojourn.families.base import BaseOptions, LatentOptions, Phase, drawn
-from sojourn.families.gan import GAN, GANConfig
+from sojourn.families.base import BaseOptions, Phase
+from sojourn.families.gan import GAN, GANConfig, GANOptions
 from sojourn.nets import losses
 from sojourn.nets.conv import COND_DIM, check_picture, conditional, embedding, stage_widths, with_condition
 from sojourn.registry import register
@@ -45,7 +45,7 @@ class R3GANConfig(GANConfig):
     """Weight of the penalties R1 and R2, before the half of their definition. 0 = off, and then it diverges."""
 
 
-class R3GANOptions(LatentOptions):
+class R3GANOptions(GANOptions):
     """How to draw from an R3GAN."""
 
     truncation: float = Field(1.0, ge=0, le=1)
@@ -221,6 +221,5 @@ class R3GAN(GAN):
     def sample(self, cond: Cond, noise: Noise, options: BaseOptions, guides: Sequence[Guide] = ()) -> Iterator[Step]:
         """One Step from z; with guides, a walk in z whose Steps show every decoded place."""
         assert isinstance(options, R3GANOptions)
-        self.check_guides(guides)
         z = noise.draw("z", (self.config.z_dim,)).to(next(self.G.parameters()).device)
-        yield from drawn(lambda z: self.G(options.truncation * z, cond), z, cond, guides, noise, options)
+        yield from self.walked(lambda z: self.G(options.truncation * z, cond), z, cond, guides, noise, options)

@@ -13,12 +13,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from sojourn.families.base import BaseOptions, LatentOptions, Phase, drawn
-from sojourn.families.gan import GAN, GANConfig
+from sojourn.errors import InvalidInput
+from sojourn.families.base import BaseOptions, Phase
+from sojourn.families.gan import GAN, GANConfig, GANOptions
 from sojourn.nets import losses
 from sojourn.nets import style as nets
 from sojourn.registry import register
-from sojourn.types import Batch, Cond, DataSpec, Guide, Loss, Noise, Step
+from sojourn.types import LATE, Batch, Cond, DataSpec, Guide, Loss, Noise, Step
 
 MEAN_KEEP = 0.998
 """Share that the running mean of w keeps at an update."""
@@ -51,13 +52,19 @@ class StyleGAN2Config(GANConfig):
     """Share of drawn pictures in training whose later layers follow a second latent. 0 = off."""
 
 
-class StyleGAN2Options(LatentOptions):
+class StyleGAN2Options(GANOptions):
     """How to draw from a StyleGAN2."""
 
     truncation: float = Field(1.0, ge=-2, le=2)
     """Distance of w from its mean: less is closer to the typical picture, with less variety. 1 = off, 0 = the mean."""
     truncated: int = Field(64, ge=0, le=64)
     """Layers that truncation is for, coarsest first; the others keep their details. 64 = all."""
+    mix: int | None = Field(None, ge=0, le=64)
+    """Layer from which on another picture's styles are followed: 0 = all of them, coarse ones first. None = off."""
+    direction: int = Field(0, ge=0, le=4095)
+    """Which direction of w `move` is along: 0 = that which changes most."""
+    move: float = Field(0.0, ge=-100, le=100)
+    """How far w moves along it, in typical distances from its mean. 0 = off."""
 
 
 class StyleGenerator(nn.Module):
@@ -174,19 +181,47 @@ class StyleGAN2(GAN):
     def sample(self, cond: Cond, noise: Noise, options: BaseOptions, guides: Sequence[Guide] = ()) -> Iterator[Step]:
         """One Step from z; with guides, a walk in z whose Steps show every decoded place."""
         assert isinstance(options, StyleGAN2Options)
-        self.check_guides(guides)
         z = noise.draw("z", (self.config.z_dim,)).to(self.length)
         shapes = self.G.synthesis.shapes
         eps = [noise.draw(f"noise/{i}", shape).to(self.length) for i, shape in enumerate(shapes)]
+        late = noise.draw(f"{LATE}z", (self.config.z_dim,)).to(self.length) if options.mix is not None else None
+        step = self._step(options)
 
         def decode(z: Tensor) -> Tensor:
             styles = self.G.styles(z, cond)
+            if late is not None:
+                styles = torch.cat([styles[:, : options.mix], self.G.styles(late, cond)[:, options.mix :]], dim=1)
             short = torch.lerp(self.G.mean.expand_as(styles), styles, options.truncation)
             n = options.truncated
-            out: Tensor = self.G.synthesis(torch.cat([short[:, :n], styles[:, n:]], dim=1), eps)
+            out: Tensor = self.G.synthesis(torch.cat([short[:, :n], styles[:, n:]], dim=1) + step, eps)
             return out
 
-        yield from drawn(decode, z, cond, guides, noise, options)
+        yield from self.walked(decode, z, cond, guides, noise, options)
+
+    def _step(self, options: StyleGAN2Options) -> Tensor | float:
+        """What `direction` and `move` add to every w, (w_dim,)."""
+        if not options.move:
+            return 0.0
+        if options.direction >= self.config.w_dim:
+            raise InvalidInput(
+                "direction {found} is outside 0..{most}", found=options.direction, most=self.config.w_dim - 1
+            )
+        # The mapping's last layer is fed numbers of unit variance: a w lies about as far from the mean as its noise.
+        reach = self.G.styles(Noise(range(64)).draw("reach", (self.config.z_dim,)).to(self.length), Cond())[:, 0]
+        length = (reach - reach.mean(dim=0)).square().sum(dim=1).mean().sqrt()
+        return options.move * length * directions(self.G.synthesis)[options.direction]
+
+
+def directions(synthesis: nets.Synthesis) -> Tensor:
+    """Directions of w (w_dim, w_dim), by rows, that change what the layers are told most, first, to least.
+
+    The largest number of each is positive. Source: Shen & Zhou 2021 (SeFa), eq. 5: eigenvectors of A'A.
+    """
+    layers = [m.style for m in synthesis.modules() if isinstance(m, nets.Modulated)]
+    told = torch.cat([layer.weight * layer.scale for layer in layers])  # (all channels, w_dim)
+    vectors: Tensor = torch.linalg.eigh((told.T @ told).double()).eigenvectors.flip(1).T.to(told)
+    largest = vectors.gather(1, vectors.abs().argmax(dim=1, keepdim=True))
+    return vectors * largest.sign()
 
 
 def path_lengths(x: Tensor, styles: Tensor, eps: Tensor) -> Tensor:

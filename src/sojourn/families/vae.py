@@ -34,16 +34,21 @@ class AutoencoderConfig(BaseConfig):
     """Latent numbers (flat) or channels (map)."""
     latent: Literal["flat", "map"] = "flat"
     """flat: one vector. map: a small picture, for latent walks."""
-    beta: float = Field(1.0, ge=0)
-    """Weight of the KL term. 0 = a plain autoencoder with noise."""
     conditional: bool = False
     """Whether labels and words enter both halves."""
 
 
-class Encoder(nn.Module):
-    """(b, c, h, w) -> (b, 2 z, h / f, w / f): mean and log variance, or (b, 2 z) for a flat latent."""
+class GaussianConfig(AutoencoderConfig):
+    """How an autoencoder is built whose latents are Gaussian."""
 
-    def __init__(self, spec: DataSpec, config: AutoencoderConfig) -> None:
+    beta: float = Field(1.0, ge=0)
+    """Weight of the KL term. 0 = a plain autoencoder with noise."""
+
+
+class Encoder(nn.Module):
+    """(b, c, h, w) -> (b, out, h / f, w / f), or (b, out) for a flat latent."""
+
+    def __init__(self, spec: DataSpec, config: AutoencoderConfig, out: int) -> None:
         super().__init__()
         channels, stem = spec.shape[0], config.stem
         self.stem = stem
@@ -56,22 +61,21 @@ class Encoder(nn.Module):
         side = side_of(spec, config)
         layers += [nn.GroupNorm(8, widths[-1]), nn.SiLU()]
         if config.latent == "flat":
-            layers += [nn.Flatten(), nn.Linear(widths[-1] * side[0] * side[1], 2 * config.z)]
+            layers += [nn.Flatten(), nn.Linear(widths[-1] * side[0] * side[1], out)]
         else:
-            layers.append(nn.Conv2d(widths[-1], 2 * config.z, 3, padding=1))
+            layers.append(nn.Conv2d(widths[-1], out, 3, padding=1))
         self.layers = nn.ModuleList(layers)
         # The class enters beside the picture, as one number per channel of the first layer.
         self.cond = CondEmbed(spec, widths[0]) if conditional(spec, config) else None
 
-    def forward(self, x: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, cond: Cond) -> Tensor:
         x = F.pixel_unshuffle(x, self.stem) if self.stem > 1 else x
         x = self.layers[0](x)
         if self.cond is not None:
             x = x + self.cond(cond, x.shape[0])[0][:, :, None, None]
         for layer in self.layers[1:]:
             x = layer(x)
-        mean, logvar = x.float().chunk(2, dim=1)
-        return mean, logvar.clamp(-20, 10)
+        return x.float()
 
 
 class Decoder(nn.Module):
@@ -134,6 +138,8 @@ class Autoencoder(Family):
     Options: ClassVar[type[BaseOptions]] = AutoencoderOptions
     can: ClassVar[frozenset[str]] = frozenset({"sample", "encode", "decode"})
     guides: ClassVar[frozenset[str]] = frozenset({"energy"})
+    moments: ClassVar[int] = 2
+    """Numbers that the encoder says of each number of the latent: mean and log variance, or itself."""
 
     config: AutoencoderConfig
 
@@ -145,7 +151,7 @@ class Autoencoder(Family):
                 "a VAE of this size takes pictures whose sides are multiples of {factor}, found {kind} {shape}",
                 factor=factor, kind=spec.kind, shape=spec.shape,
             )  # fmt: skip
-        self.enc = Encoder(spec, config)
+        self.enc = Encoder(spec, config, self.moments * config.z)
         self.dec = Decoder(spec, config)
 
     @property
@@ -154,7 +160,7 @@ class Autoencoder(Family):
         return (self.config.z,) if self.config.latent == "flat" else (self.config.z, *side_of(self.spec, self.config))
 
     def encode(self, x: Tensor) -> Tensor:
-        return self.enc(x, Cond())[0]
+        return gaussian(self.enc(x, Cond()))[0]
 
     def decode(self, z: Tensor) -> Tensor:
         return self.dec(z, Cond())
@@ -221,7 +227,7 @@ class Autoencoder(Family):
 class VAE(Autoencoder):
     """Encoder and decoder trained on reconstruction + beta * KL; samples are decoded prior draws."""
 
-    class Config(AutoencoderConfig):
+    class Config(GaussianConfig):
         edges: float = Field(0.0, ge=0)
         """Weight of the L1 difference of neighbouring pixels, for sharper lines. 0 = off."""
         reconstruction: Literal["l1", "l2"] = "l1"
@@ -248,7 +254,7 @@ class VAE(Autoencoder):
             x = batch.x
             if self.config.corruption and self.training:
                 x = x + self.config.corruption * torch.randn_like(x)
-            mean, logvar = self.enc(x, batch.cond)
+            mean, logvar = gaussian(self.enc(x, batch.cond))
         z = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
         if self.config.noise and self.training:
             z = z + roughness(mean, self.config.noise) * torch.randn_like(mean)
@@ -266,6 +272,12 @@ class VAE(Autoencoder):
             value = value + self.config.edges * lines
             logs["loss/edges"] = lines.detach()
         return Loss(value, logs)
+
+
+def gaussian(moments: Tensor) -> tuple[Tensor, Tensor]:
+    """What an encoder says (b, 2 z, ...) as mean and log variance, each (b, z, ...)."""
+    mean, logvar = moments.chunk(2, dim=1)
+    return mean, logvar.clamp(-20, 10)
 
 
 def roughness(mean: Tensor, most: float) -> Tensor:

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sojourn.families.base import Phase
-from sojourn.families.vae import Autoencoder, AutoencoderConfig, kl_normal
+from sojourn.families.vae import Autoencoder, GaussianConfig, gaussian, kl_normal
 from sojourn.nets import losses
 from sojourn.nets.conv import Discriminator
 from sojourn.registry import register
@@ -33,7 +33,7 @@ from sojourn.types import Batch, Cond, DataSpec, Loss
 class VAEGAN(Autoencoder):
     """Encoder, decoder and discriminator, each with its own loss (algorithm 1 of the paper)."""
 
-    class Config(AutoencoderConfig):
+    class Config(GaussianConfig):
         d_width: int = Field(32, ge=1, le=1024)
         """Channels of the discriminator at half the picture's size; they double with each halving."""
         d_max_width: int = Field(256, ge=1, le=4096)
@@ -60,7 +60,7 @@ class VAEGAN(Autoencoder):
     def loss(self, phase: str, batch: Batch, seen: int) -> Loss:
         x, cond, config = batch.x, batch.cond, self.config
         with torch.set_grad_enabled(torch.is_grad_enabled() and phase == "enc"):
-            mean, logvar = self.enc(x, cond)
+            mean, logvar = gaussian(self.enc(x, cond))
             z = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
         with torch.set_grad_enabled(torch.is_grad_enabled() and phase != "D"):
             again, fresh = self.dec(z, cond), self.dec(torch.randn_like(mean), cond)

@@ -51,6 +51,7 @@ class Feed:
 
     def _encode_all(self) -> Iterator[Event]:
         shape = (len(self.data), *self.codec.spec.shape)
+        kind = np.int64 if self.codec.spec.vocab else np.float32
         info = self.data.info.model_dump_json()
         digest = hashlib.sha256((json.dumps(self.key, sort_keys=True) + info).encode()).hexdigest()
         path, mark = self.folder / "encoded.bin", self.folder / "encoded.json"
@@ -58,10 +59,10 @@ class Feed:
             with safefile.writing(path), path.open("wb") as file:
                 for first in range(0, shape[0], 64):
                     rows = np.arange(first, min(first + 64, shape[0]))
-                    file.write(self.codec.encode(self.data.raw(rows)).float().contiguous().numpy().tobytes())
+                    file.write(self.codec.encode(self.data.raw(rows)).numpy().astype(kind).tobytes())
                     yield Progress(done=int(rows[-1]) + 1, total=shape[0], unit="rows", text="encoding the set once")
             safefile.write_bytes(mark, json.dumps(digest).encode())
-        self._encoded = np.memmap(path, np.float32, "r", shape=shape)
+        self._encoded = np.memmap(path, kind, "r", shape=shape)
 
     def batch(self, k: int, size: int, split: str = "train") -> Batch:
         """Batch k of `size` rows."""

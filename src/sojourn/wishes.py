@@ -1,0 +1,190 @@
+"""What a request asks of a walk, as its condition and guides: words, pictures, rules, a judge. Draws nothing itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from PIL import Image, ImageColor
+from torch import Tensor
+
+from sojourn import prompt as grammar
+from sojourn.data.variety import COLOURS
+from sojourn.diffusion import guidance, rules
+from sojourn.errors import InvalidInput, Unsupported
+from sojourn.package import Package
+from sojourn.schema import Prompt
+from sojourn.types import Cond, Guide, Noise
+
+RULES = frozenset({"palette", "symmetry", "place", "judge"})
+"""Parameters of a prompt that are energies of the result."""
+STRICTNESS = {"class": 4.0, "words": 60.0}
+"""Weight of what a judge says: of its cross-entropy of a class, of its 1 - cosine to words."""
+WHITE = (1.0, 1.0, 1.0)
+
+
+@dataclass
+class Request:
+    """Prompts with a seed each, one row a picture, and what bends their walk."""
+
+    prompts: list[Prompt]
+    seeds: list[int]
+    options: dict[str, Any] = field(default_factory=dict)
+    source: Image.Image | None = None
+    """A picture to start from (img2img) or to keep outside the mask."""
+    strength: float = 0.6
+    """How far from the source, 0 = the source itself, 1 = only the prompt."""
+    mask: Image.Image | None = None
+    """White where the source may change."""
+    judge: Package | None = None
+    """What --judge names."""
+    noise: Noise | None = None
+    """Draws of another kind than those of the seeds alone: on the way between two, or of two."""
+
+
+def conditions(package: Package, request: Request) -> tuple[Cond, list[Guide]]:
+    """The rows' conditions and the guides that their prompts, source and mask ask for."""
+    call = package.conditioner
+    prompts = request.prompts
+    first = prompts[0]
+    guides: list[Guide] = []
+    if grammar.used(first)[:1] == ["weights"]:
+        # A sum near zero would blow the pull up: from there on weights count as they are.
+        total = max(sum(segment.weight for segment in first.segments), 0.1)
+        terms = [
+            (
+                _stirred(call([Prompt.plain(segment.text, prompt.style) for prompt in prompts]), request),
+                segment.weight / total,
+            )
+            for segment in first.segments
+        ]
+        guides.append(guidance.weights(terms))
+        cond = terms[0][0]  # the guide's terms take its place in the walk
+    else:
+        cond = _stirred(call([Prompt.plain(prompt.text, prompt.style) for prompt in prompts]), request)
+    if first.no:
+        guides.append(guidance.negative(call([Prompt.plain(", ".join(p.no), p.style) for p in prompts])))
+    guides += [guidance.energy(_seen(package, fn), name=name) for name, fn in _rules(request)]
+    if request.source is not None:
+        guides += _edits(package, request)
+    elif request.mask is not None:
+        raise InvalidInput("a mask needs a source picture; give both")
+    return cond, guides
+
+
+def _stirred(cond: Cond, request: Request) -> Cond:
+    """The condition moved by --chaos, each row in a direction that its seed fixes."""
+    chaos = request.prompts[0].chaos
+    if not chaos or cond.pooled is None:
+        return cond
+    return guidance.stirred(cond, Noise(request.seeds).draw("chaos", cond.pooled.shape[1:]), chaos)
+
+
+# Energies of the picture
+
+
+def _seen(package: Package, fn: rules.Energy) -> guidance.Energy:
+    """An energy of raw pictures as one of what the family makes."""
+
+    def energy(x: Tensor, cond: Cond) -> Tensor:
+        return fn(package.codec.decode(x))
+
+    return energy
+
+
+def _rules(request: Request) -> list[tuple[str, rules.Energy]]:
+    first = request.prompts[0]
+    out: list[tuple[str, rules.Energy]] = []
+    if first.palette:
+        out.append(("palette", rules.palette([WHITE, *map(colour, first.palette)])))
+    if first.symmetry:
+        out.append(("symmetry", rules.symmetry))
+    if first.place:
+        known = get_args(rules.Place)
+        if first.place not in known:
+            raise InvalidInput(
+                "--place is {found}; it can be {known}", found=first.place, known=", ".join(sorted(known))
+            )
+        out.append(("place", rules.place(first.place)))  # type: ignore[arg-type]
+    if request.judge is not None:
+        out.append(("judge", _judged(request.judge, request.prompts)))
+    return out
+
+
+def colour(text: str) -> tuple[float, float, float]:
+    """A colour by name, in English or Chinese, or as #rrggbb: (r, g, b) in -1..1. Raises InvalidInput."""
+    name = text.strip().casefold()
+    found = next((c.rgb for c in COLOURS if name in (*c.en, *c.zh)), None)
+    if found is None:
+        try:
+            found = ImageColor.getrgb(name)[:3]
+        except ValueError:
+            known = ", ".join(c.en[0] for c in COLOURS)
+            raise InvalidInput(
+                'no colour "{found}"; write #rrggbb or one of {known}', found=text, known=known
+            ) from None
+    red, green, blue = (value / 127.5 - 1 for value in found)
+    return red, green, blue
+
+
+def _judged(judge: Package, prompts: Sequence[Prompt]) -> rules.Energy:
+    """What a package that can classify or embed pictures says of them, held against the words of the prompts."""
+    family: Any = judge.family
+    shape = judge.codec.spec.shape
+    if judge.codec.id != "image" or not {"classify", "embed"} & family.can:
+        raise Unsupported(
+            '"{name}" cannot judge pictures; use a package that can classify or embed them', name=judge.card.name
+        )
+    asked = judge.conditioner([Prompt.plain(prompt.text, prompt.style) for prompt in prompts])
+    if "embed" in family.can:
+        assert asked.pooled is not None
+        return rules.alike(lambda raw: family.look(rules.fitted(raw, shape)), asked.pooled, STRICTNESS["words"])
+    labels = asked.labels
+    if labels is None or bool((labels < 0).all()):
+        raise InvalidInput('--judge wants a class of "{name}" as the prompt; write one', name=judge.card.name)
+    columns = [i for i in range(labels.shape[1]) if bool((labels[:, i] >= 0).all())]
+
+    def each(column: int) -> rules.Energy:
+        classify: Callable[[Tensor], Tensor] = lambda raw: family.classify(rules.fitted(raw, shape))[column]  # noqa: E731
+        return rules.judged(classify, labels[:, column], STRICTNESS["class"])
+
+    parts = [each(column) for column in columns]
+    return lambda raw: torch.stack([part(raw) for part in parts]).sum(dim=0)
+
+
+# Pictures given
+
+
+def _edits(package: Package, request: Request) -> list[Guide]:
+    assert request.source is not None
+    raw = torch.from_numpy(package.codec.pack(request.source))[None]
+    if "denoise" not in package.family.guides:
+        return [_likeness(package, request, raw)]
+    x = package.codec.encode(raw)
+    x = x.expand(len(request.seeds), *x.shape[1:])
+    if request.mask is None:
+        return [guidance.source(x, request.strength)]
+    return [guidance.mask(x, editable(request.mask, x))]
+
+
+def editable(mask: Image.Image, x: Tensor) -> Tensor:
+    """Where a mask lets x (b, c, h, w) change, (b, 1, h, w): 1 wherever it is white in part."""
+    height, width = x.shape[2:]
+    small = mask.convert("L").resize((width, height), Image.Resampling.BOX)
+    edit = torch.from_numpy(np.asarray(small, np.float32) / 255 > 0.1).float()
+    return edit[None, None].expand(x.shape[0], 1, height, width)
+
+
+def _likeness(package: Package, request: Request, raw: Tensor) -> Guide:
+    """For a family that maps a latent to a picture: what is known of the result is near the source."""
+    if "energy" not in package.family.guides or package.family.spec.kind == "text":
+        raise Unsupported('"{name}" cannot start from a picture; use another package', name=package.card.name)
+    x = package.codec.decode(package.codec.encode(raw))
+    x = x.expand(len(request.seeds), *x.shape[1:])
+    if request.mask is not None:
+        return guidance.energy(_seen(package, rules.known(x, 1 - editable(request.mask, x))), name="mask")
+    tolerance = rules.TOLERANCE * (0.1 + 3 * request.strength)
+    return guidance.energy(_seen(package, rules.known(x, torch.ones_like(x[:, :1]), tolerance)), name="source")
