@@ -21,7 +21,7 @@ LAYERS = [
     {"package"},
     {"train", "wishes", "picture"},
     {"engine"},
-    {"measure", "film"},
+    {"measure", "film", "find"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

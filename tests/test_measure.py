@@ -22,9 +22,12 @@ from sojourn.data.dataset import Item, LabelColumn, PackedSet, SetInfo, SetWrite
 from sojourn.engine import Model
 from sojourn.errors import DataError, InvalidInput, NotFound, Unsupported
 from sojourn.measure import report, scores
+from sojourn.measure.augmented import classified
+from sojourn.measure.bench import LEAST, Bench, Findings
 from sojourn.measure.compare import compare
-from sojourn.measure.evaluate import LEAST, Bench, Findings, Judged, evaluate
+from sojourn.measure.evaluate import evaluate
 from sojourn.measure.features import EffLite0, Scripted, load_features, perceptual
+from sojourn.measure.judged import Judged
 from sojourn.schema import Log, Part
 from sojourn.train.build import run_recipe
 
@@ -376,3 +379,39 @@ def test_prompts_of_ones_own_are_judged_by_the_label_each_names(model: Model, be
     file.write_text("3 3\n", encoding="utf-8")
     with pytest.raises(InvalidInput, match='line 1: "3 3" is no prompt'):
         listed(file)
+
+
+def test_what_a_package_reads_is_measured_too(bench: Bench, packages_folder: Path) -> None:
+    assert bench.judge is not None
+    found, _ = measured(evaluate([Model(bench.judge)], bench))
+    values = {metric.name: metric.value for metric in found.metrics}
+    assert values["held-out/accuracy-class"] > 0.9, "the judge itself"
+    assert not any("R@1" in name or "KID" in name for name in values), "it draws nothing"
+    found, _ = measured(evaluate([Model(packages.load(packages_folder / "vae"))], bench))
+    values = {metric.name: metric.value for metric in found.metrics}
+    assert 3 < values["autoencoder/PSNR"] < 30
+
+
+def test_drawn_pictures_help_a_classifier_that_has_few_real_ones(
+    model: Model, digits: Path, packages_folder: Path, tmp_path: Path
+) -> None:
+    """Twenty real digits, and a model that was trained on all: what it draws is worth more than they are."""
+    whole = PackedSet(digits)
+    train, held = whole.indices("train")[:20], whole.indices("valid")
+    with SetWriter(tmp_path / "few", whole.info) as writer:
+        for rows, split in ((train, "train"), (held, "valid")):
+            for i in rows.tolist():
+                label = int(whole.labels[i, 0])
+                writer.add(Item(f"d{i}", whole.raw(np.array([i]))[0].numpy(), [str(label)], [label], split=split))
+    bench = Bench(PackedSet(tmp_path / "few"), Cheap(), None, 64, cache=tmp_path / "cache")
+    found = Findings("few")
+    for _ in classified(model, bench, 1920, found):
+        pass
+    values = {metric.name: metric for metric in found.metrics}
+    assert set(values) == {"classifier/real", "classifier/real and drawn", "classifier/drawn", "classifier/gain"}
+    real, both = values["classifier/real"].value, values["classifier/real and drawn"].value
+    assert values["classifier/gain"].value == pytest.approx(both - real)
+    assert real > 0.3
+    vae = Model(packages.load(packages_folder / "vae"))
+    with pytest.raises(InvalidInput, match="draws no classes"):
+        list(classified(vae, bench, 64, Findings("vae")))

@@ -15,7 +15,7 @@ from PIL import Image
 
 import sojourn
 from sojourn.data.variety import COLOURS, oklab
-from sojourn.measure.evaluate import tensor
+from sojourn.measure.bench import tensor
 
 SEEDS = 8
 PROMPTS = (

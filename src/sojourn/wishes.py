@@ -132,7 +132,7 @@ def colour(text: str) -> tuple[float, float, float]:
 
 def _judged(judge: Package, prompts: Sequence[Prompt]) -> rules.Energy:
     """What a package that can classify or embed pictures says of them, held against the words of the prompts."""
-    family: Any = judge.family
+    family = judge.family
     shape = judge.codec.spec.shape
     if judge.codec.id != "image" or not {"classify", "embed"} & family.can:
         raise Unsupported(
@@ -140,8 +140,8 @@ def _judged(judge: Package, prompts: Sequence[Prompt]) -> rules.Energy:
         )
     asked = judge.conditioner([Prompt.plain(prompt.text, prompt.style) for prompt in prompts])
     if "embed" in family.can:
-        assert asked.pooled is not None
-        return rules.alike(lambda raw: family.look(rules.fitted(raw, shape)), asked.pooled, STRICTNESS["words"])
+        wanted = family.embed_words(asked, len(prompts))
+        return rules.alike(lambda raw: family.embed_pictures(rules.fitted(raw, shape)), wanted, STRICTNESS["words"])
     labels = asked.labels
     if labels is None or bool((labels < 0).all()):
         raise InvalidInput('--judge wants a class of "{name}" as the prompt; write one', name=judge.card.name)

@@ -215,6 +215,7 @@ def _sampled(
             line = {
                 "file_name": name,
                 "text": row.text,
+                "label": row.text if row.text in model.classes else None,
                 "style": row.style,
                 "seed": seed + i,
                 "licence": model.card.licence,

@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 @click.option("-n", "count", type=click.IntRange(16, 50_000), default=512, help="Pictures a group. Default: 512.")
 @click.option("--steps", type=click.IntRange(1, 1000), help="Steps of a walk. Default: the package's.")
 @click.option("--seed", type=click.IntRange(0, 2**31), default=0, help="Seed of prompts and pictures. Default: 0.")
+@click.option(
+    "--classifier",
+    type=click.IntRange(64, 10_000_000),
+    metavar="SEEN",
+    help="Whether drawn pictures help a classifier that sees so many: real alone against real and drawn.",
+)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("evaluated"), help="Folder for the report.")
 @click.option("--json", "as_json", is_flag=True, help="Print the scores as JSON.")
 def evaluate(
@@ -40,6 +46,7 @@ def evaluate(
     count: int,
     steps: int | None,
     seed: int,
+    classifier: int | None,
     out: Path,
     as_json: bool,
 ) -> None:
@@ -49,9 +56,11 @@ def evaluate(
     features are never to be compared.
     """
     from sojourn.measure import report
+    from sojourn.measure.bench import Bench, Findings
     from sojourn.measure.compare import compare
-    from sojourn.measure.evaluate import Bench, Findings, Judged, evaluate
+    from sojourn.measure.evaluate import evaluate
     from sojourn.measure.features import load_features
+    from sojourn.measure.judged import Judged
 
     found: list[Any] = []
 
@@ -88,7 +97,7 @@ def evaluate(
                 warn("the default judge is left out: {why}", why=error.localised())
         if prompts is not None:
             bench.asked = listed(prompts)
-        follow(kept(evaluate([load(target) for target in targets], bench, steps)), as_json=False)
+        follow(kept(evaluate([load(target) for target in targets], bench, steps, classifier)), as_json=False)
         title = f"{', '.join(targets)} / {name}"
     path = report.write(found, out, title)
     if as_json:

@@ -19,6 +19,7 @@ VERBS = {
     "sample": ("draw:sample", "Draw many pictures into a folder, by class or from a list of prompts."),
     "walk": ("film:walk", "A film of the way from one picture to the next."),
     "mix": ("film:mix", "A table of pictures that mix the styles of two."),
+    "find": ("find:find", "Find pictures by words or by likeness."),
     "vary": ("draw:vary", "Draw variations of a picture."),
     "write": ("draw:write", "Continue a text with a language model."),
     "replay": ("draw:replay", "Draw the picture in a file again and compare the pixels."),

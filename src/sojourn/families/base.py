@@ -108,7 +108,15 @@ class Family(nn.Module):
         raise Unsupported("this family cannot decode; it can {can}", can=", ".join(sorted(self.can)))
 
     def embed(self, x: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (b, n), real lengths (b,) to (pooled (b, d), features (b, n, d)). Only if "embed" in can."""
+        """Tokens (b, n), real lengths (b,) to (pooled (b, d), features (b, n, d)). For text, if "embed" in can."""
+        raise Unsupported("this family cannot embed; it can {can}", can=", ".join(sorted(self.can)))
+
+    def embed_pictures(self, x: Tensor) -> Tensor:
+        """Pictures in model space to unit vectors (b, d), near what `embed_words` gives for their words. If "embed" in can."""
+        raise Unsupported("this family cannot embed; it can {can}", can=", ".join(sorted(self.can)))
+
+    def embed_words(self, cond: Cond, rows: int) -> Tensor:
+        """Conditions to unit vectors (b, d). For pictures, if "embed" in can."""
         raise Unsupported("this family cannot embed; it can {can}", can=", ".join(sorted(self.can)))
 
     def classify(self, x: Tensor) -> list[Tensor]:

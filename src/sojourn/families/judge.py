@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from sojourn.errors import ConfigError
 from sojourn.families.base import BaseConfig, Family, Phase
-from sojourn.nets.blocks import ResBlock
+from sojourn.nets.resnet import Trunk
 from sojourn.registry import register
 from sojourn.types import Batch, DataSpec, Loss
 
@@ -37,25 +37,6 @@ class JudgeConfig(BaseConfig):
     """Largest standard deviation, in pixels, of the blur of a training picture. 0 = off."""
     smoothing: float = Field(0.1, ge=0, lt=1)
     """Label smoothing. 0 = off."""
-
-
-class Trunk(nn.Module):
-    """(b, c, h, w) -> (b, widths[-1])."""
-
-    def __init__(self, channels: int, config: JudgeConfig) -> None:
-        super().__init__()
-        self.stem = config.stem
-        widths = config.widths
-        layers: list[nn.Module] = [nn.Conv2d(channels * config.stem**2, widths[0], 3, padding=1)]
-        for i, width in enumerate(widths):
-            if i > 0:
-                layers.append(nn.Conv2d(widths[i - 1], width, 3, stride=2, padding=1))
-            layers += [ResBlock(width, width) for _ in range(config.depth)]
-        self.layers = nn.Sequential(*layers, nn.GroupNorm(8, widths[-1]), nn.SiLU())
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.pixel_unshuffle(x, self.stem) if self.stem > 1 else x
-        return self.layers(x.contiguous(memory_format=torch.channels_last)).mean(dim=(2, 3))
 
 
 @register(
@@ -86,7 +67,7 @@ class Judge(Family):
                 "a judge of this size takes pictures whose sides are multiples of {factor}, found {shape}",
                 factor=factor, shape=spec.shape,
             )  # fmt: skip
-        self.net = Trunk(spec.shape[0], config)
+        self.net = Trunk(spec.shape[0], config.widths, config.depth, config.stem)
         self.heads = nn.ModuleList(nn.Linear(config.widths[-1], count) for _, count in spec.labels)
 
     def phases(self) -> list[Phase]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sojourn.errors import InvalidInput
 from sojourn.measure import scores
-from sojourn.measure.evaluate import LEAST, Findings, tensor, too_few
+from sojourn.measure.bench import LEAST, Findings, tensor, too_few
 from sojourn.measure.features import Features, embed
 from sojourn.schema import Event, Progress
 

@@ -7,162 +7,51 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from sojourn import config as configs
 from sojourn.codecs.image import ImageCodec
-from sojourn.conditioners import STYLE
-from sojourn.data.dataset import PackedSet
 from sojourn.data.styles import COLOUR_STYLES
 from sojourn.engine import ROWS_MAX, Model
-from sojourn.errors import DataError, InvalidInput
-from sojourn.measure import scores
-from sojourn.measure.features import EffLite0, Features, embed, perceptual, remembered
-from sojourn.nets.losses import ssim
-from sojourn.package import Package
-from sojourn.schema import Event, Log, Metric, Progress, Prompt
+from sojourn.errors import InvalidInput
+from sojourn.measure import readers, scores
+from sojourn.measure.augmented import classified
+from sojourn.measure.bench import LEAST, Bench, Findings, Group, Sheet, tensor, too_few
+from sojourn.measure.features import embed
+from sojourn.measure.judged import Judged
+from sojourn.schema import Event, Log, Progress, Prompt
 from sojourn.vocabulary import HAN
 
-RIVALS = 49
-"""Other concepts among which the judge must find the asked one."""
-LEAST = {"kid": 100, "fd": 2048, "precision": 1000, "r1": 50}
-"""Pictures below which a number means nothing and is left out."""
 SEEDS = 8
 """Pictures of one prompt, for diversity."""
 ASKED_SEEDS = 4
 """Pictures of one prompt of one's own."""
 
 
-@dataclass(frozen=True)
-class Group:
-    """Rows whose prompts are measured together: those that training saw, and those it did not."""
+def evaluate(
+    models: Sequence[Model], bench: Bench, steps: int | None = None, classifier: int | None = None
+) -> Iterator[Event | Findings]:
+    """Measure each model; yields progress, what was left out and why, and Findings per model.
 
-    name: str
-    rows: np.ndarray
-
-
-@dataclass
-class Sheet:
-    """Pictures for the report, in lines of one length."""
-
-    title: str
-    lines: list[list[Image.Image]]
-    labels: list[str]
-
-
-@dataclass
-class Findings:
-    """All that was measured of one package or folder."""
-
-    name: str
-    identity: str = ""
-    metrics: list[Metric] = field(default_factory=list)
-    sheets: list[Sheet] = field(default_factory=list)
-
-    def add(self, name: str, value: float, span: tuple[float, float] | None = None, note: str = "") -> None:
-        low, high = span or (None, None)
-        self.metrics.append(Metric(name=name, value=value, low=low, high=high, note=note))
-
-
-@dataclass
-class Bench:
-    """What packages are measured with."""
-
-    data: PackedSet
-    features: Features
-    judge: Package | None = None
-    count: int = 512
-    """Pictures of a group at most."""
-    seed: int = 0
-    cache: Path = field(default_factory=lambda: configs.cache() / "features")
-    asked: list[tuple[str, str]] = field(default_factory=list)
-    """Prompts of one's own, each with the label that the judge must find in what is drawn."""
-
-    def __post_init__(self) -> None:
-        if self.data.info.kind != "image":
-            raise InvalidInput('only pictures can be measured, the set "{name}" is text', name=self.data.info.name)
-        height, width, _ = self.data.info.shape
-        self.plain = ImageCodec({"height": height, "width": width, "channels": 3, "background": "white"})
-        self.real = np.array([i for i, row in enumerate(self.data.rows) if "made" not in row])
-        """Rows that are no pictures made from others."""
-        stamp = (self.data.folder / "data.bin").stat()
-        self.key = [self.data.info.model_dump_json(), str(stamp.st_size), str(stamp.st_mtime_ns)]
-        self.column = next((c.name for c in self.data.info.labels if c.name != STYLE), None)
-        """What the judge must find in a picture."""
-
-    def pictures(self, rows: np.ndarray) -> Tensor:
-        """Pictures of the set as everything is measured: (b, 3, h, w) in [-1, 1] on white."""
-        return self.plain.encode(self.data.raw(rows))
-
-    def embedded(self, rows: np.ndarray) -> np.ndarray:
-        """Features of pictures of the set, kept between calls."""
-        return remembered(self.features, self.key, self.cache, self.pictures, rows)
-
-    def groups(self) -> list[Group]:
-        """Up to `count` rows each, drawn by the seed: seen in training; held out, by kind where the set tells kinds.
-
-        Of a family of rows (skin tones of one emoji) only the first counts, so that none weighs more than the others.
-        """
-        split, rows = self.data.split, self.data.rows
-        told = any(row.get("held_out") for row in rows)
-        kinds: dict[str, list[int]] = {"seen": []}
-        for i in self.real.tolist():
-            if rows[i].get("hex", rows[i]["group"]) != rows[i]["group"]:
-                continue
-            kind = rows[i].get("held_out")
-            if split[i] == 0:
-                kinds["seen"].append(i)
-            elif kind or not told:
-                kinds.setdefault(f"held-out-{kind}" if kind else "held-out", []).append(i)
-        rng = np.random.default_rng([self.seed, 1])
-        out = []
-        for name, found in kinds.items():
-            if found:
-                out.append(Group(name, np.sort(rng.permutation(found)[: self.count])))
-        return out
-
-    def prompts(self, rows: np.ndarray, column: str | None) -> tuple[list[Prompt], np.ndarray]:
-        """A prompt for each row, and whether it is Chinese (b,).
-
-        The name of the row's label in `column`, as in training; without a column its first and second caption in turn.
-        """
-        out, chinese = [], []
-        for turn, row in enumerate(rows.tolist()):
-            meta = self.data.rows[row]
-            captions = meta["captions"] or [""]
-            text = captions[turn % 2 if len(captions) > 1 else 0]
-            if column is not None:
-                text = self.data.label_name(row, column) or ""
-            out.append(Prompt.plain(text, meta.get("style")))
-            chinese.append(HAN.search(text) is not None)
-        return out, np.array(chinese)
-
-    def families(self, rows: np.ndarray) -> list[str]:
-        """The group of each row: rows of one are not independent."""
-        return [str(self.data.rows[row]["group"]) for row in rows.tolist()]
-
-
-def evaluate(models: Sequence[Model], bench: Bench, steps: int | None = None) -> Iterator[Event | Findings]:
-    """Measure each model; yields progress, what was left out and why, and Findings per model."""
+    classifier: pictures that classifiers see, to tell whether drawn ones help; None = not asked.
+    """
     groups = bench.groups()
     judge = Judged(bench) if bench.judge is not None else None
     if judge is None:
         yield Log(level="warning", text="no judge: R@1 and style accuracy are left out (sojourn train judge)")
     for model in models:
         found = Findings(model.card.name, model.card.identity)
-        for group in groups:
-            yield from _group(model, group, bench, judge, found, steps)
-        yield from _variety(model, bench, found, steps)
-        if judge is not None and bench.asked:
-            yield from _asked(model, bench, judge, found, steps)
-        if model.card.codec.id == "latent":
-            yield from _autoencoder(model, groups, bench, found)
+        if "sample" in model.family.can:
+            for group in groups:
+                yield from _group(model, group, bench, judge, found, steps)
+            yield from _variety(model, bench, found, steps)
+            if judge is not None and bench.asked:
+                yield from _asked(model, bench, judge, found, steps)
+        yield from readers.read(model, groups, bench, found)
+        if classifier is not None:
+            yield from classified(model, bench, classifier, found)
         yield found
 
 
@@ -214,84 +103,6 @@ def _group(
     if judge is not None:
         judge.add(group, fakes, reals, chinese, families, found)
     found.sheets.append(_sheet(group, prompts, reals, fakes))
-
-
-class Judged:
-    """A judge's opinion of pictures whose labels are known."""
-
-    def __init__(self, bench: Bench) -> None:
-        self.bench = bench
-        assert bench.judge is not None
-        self.package = bench.judge
-        if "classify" not in self.package.family.can:
-            raise InvalidInput('"{name}" is no judge; train one: sojourn train judge', name=self.package.card.name)
-        self.columns = dict(self.package.conditioner.config["columns"])
-        spec, (height, width, _) = self.package.family.spec, bench.data.info.shape
-        if spec.shape[1:] != (height, width) or spec.shape[0] not in (1, 3):
-            raise DataError(
-                "the judge looks at pictures {wanted}, these are {found}; train one on this set",
-                wanted=spec.shape, found=(3, height, width),
-            )  # fmt: skip
-        for column in bench.data.info.labels:
-            strange = set(column.values) - set(self.columns.get(column.name, column.values))
-            if strange:
-                raise DataError(
-                    'the judge does not know "{name}" of column "{column}"; train one on this set',
-                    name=min(strange), column=column.name,
-                )  # fmt: skip
-
-    def add(
-        self, group: Group, fakes: Tensor, reals: Tensor, chinese: np.ndarray, families: list[str], found: Findings
-    ) -> None:
-        """R@1 of 50 and style accuracy of fakes and of the real pictures of the same rows."""
-        bench = self.bench
-        mine, theirs = self.opinions(fakes), self.opinions(reals)
-        name = f"judge {self.package.card.identity[:8]}"
-        if bench.column is not None and bench.column in self.columns:
-            asked = self.labels(group.rows, bench.column)
-            right, real = (self.among(opinion[bench.column], asked) for opinion in (mine, theirs))
-            found.add(
-                f"{group.name}/R@1",
-                float(right.mean()),
-                scores.interval(right, families),
-                f"of {min(RIVALS + 1, len(self.columns[bench.column]))}, {name}",
-            )
-            span = scores.interval(real, families)
-            found.add(f"{group.name}/R@1-real", float(real.mean()), span, "the real pictures of these prompts")
-            for language, rows in (("en", ~chinese), ("zh", chinese)):
-                if rows.sum() >= LEAST["r1"] and chinese.any():
-                    span = scores.interval(right[rows], [f for f, row in zip(families, rows, strict=True) if row])
-                    found.add(f"{group.name}/R@1-{language}", float(right[rows].mean()), span)
-        if STYLE in self.columns:
-            asked = self.labels(group.rows, STYLE)
-            right, real = ((opinion[STYLE].argmax(1).numpy() == asked) for opinion in (mine, theirs))
-            found.add(f"{group.name}/style", float(right.mean()), scores.interval(right, families), name)
-            found.add(f"{group.name}/style-real", float(real.mean()), scores.interval(real, families))
-
-    @torch.no_grad()
-    def opinions(self, pictures: Tensor) -> dict[str, Tensor]:
-        """Logits by column, (b, classes)."""
-        family = self.package.family.eval()
-        if family.spec.shape[0] == 1:
-            pictures = pictures.mean(dim=1, keepdim=True)
-        parts = [family.classify(part) for part in torch.split(pictures, 256)]
-        return {name: torch.cat([part[i] for part in parts]) for i, name in enumerate(self.columns)}
-
-    def labels(self, rows: np.ndarray, column: str) -> np.ndarray:
-        """The judge's number of each row's label."""
-        index = {value: i for i, value in enumerate(self.columns[column])}
-        return np.array([index[str(self.bench.data.label_name(int(row), column))] for row in rows])
-
-    def among(self, logits: Tensor, asked: np.ndarray) -> np.ndarray:
-        """Whether the asked class scores above RIVALS others, drawn by the seed: (b,) bool."""
-        rng = np.random.default_rng([self.bench.seed, 2])
-        classes = logits.shape[1]
-        right = []
-        for row, label in zip(logits.numpy(), asked.tolist(), strict=True):
-            others = rng.permutation(classes)[: RIVALS + 1]
-            others = others[others != label][: min(RIVALS, classes - 1)]
-            right.append(bool(row[label] > row[others].max()))
-        return np.array(right)
 
 
 def _variety(model: Model, bench: Bench, found: Findings, steps: int | None) -> Iterator[Event]:
@@ -348,28 +159,6 @@ def _asked(model: Model, bench: Bench, judge: Judged, found: Findings, steps: in
     yield Log(text=f"right of {ASKED_SEEDS}: {', '.join(per)}")
 
 
-@torch.no_grad()
-def _autoencoder(model: Model, groups: Sequence[Group], bench: Bench, found: Findings) -> Iterator[Event]:
-    """What is lost between a held-out picture and its latent's decoding."""
-    held = [group.rows for group in groups if group.name != "seen"]
-    rows = np.concatenate(held or [groups[0].rows])[: bench.count]
-    note = "held-out pictures" if held else "pictures seen in training"
-    psnr, similar, apart = [], [], []
-    for at, part in enumerate(np.array_split(rows, max(1, len(rows) // 32))):
-        yield Progress(done=at * 32, total=len(rows), unit="pictures", text=f"{found.name}, autoencoder")
-        codec = model.package.codec
-        x = bench.pictures(part)
-        y = codec.decode(codec.encode(bench.data.raw(part))).clamp(-1, 1)[:, :3]
-        psnr.append(-10 * ((x - y) / 2).square().flatten(1).mean(1).clamp(min=1e-10).log10())
-        similar.append(ssim(x, y))
-        if isinstance(bench.features, EffLite0):
-            apart.append(perceptual(bench.features, x, y))
-    for name, parts in (("PSNR", psnr), ("SSIM", similar), ("perceptual-EffLite0", apart)):
-        if parts:
-            values = torch.cat(parts).double().numpy()
-            found.add(f"autoencoder/{name}", float(values.mean()), scores.interval(values), note)
-
-
 def drawings(model: Model, prompts: Sequence[Prompt], seed: int, steps: int | None) -> Iterator[Tensor]:
     """Pictures (b, 3, h, w) in [-1, 1] of the prompts, in parts, one seed after another from `seed` on."""
     options = {} if steps is None else {"steps": steps}
@@ -381,20 +170,6 @@ def drawings(model: Model, prompts: Sequence[Prompt], seed: int, steps: int | No
             part = []
     if part:
         yield torch.stack(part)
-
-
-def tensor(picture: Image.Image) -> Tensor:
-    """A picture as (3, h, w) in [-1, 1], on white."""
-    if picture.mode not in ("RGB", "L"):
-        picture = picture.convert("RGBA")
-        ground = Image.new("RGBA", picture.size, "white")
-        ground.alpha_composite(picture)
-        picture = ground
-    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float().div_(127.5).sub_(1)
-
-
-def too_few(name: str, count: int, kind: str) -> Log:
-    return Log(level="warning", text=f"{name} is left out: {count} pictures, it needs {LEAST[kind]}")
 
 
 def _sheet(group: Group, prompts: Sequence[Prompt], reals: Tensor, fakes: Tensor) -> Sheet:

@@ -12,7 +12,7 @@ from typing import Any
 
 from sojourn import safefile
 from sojourn.data.sheet import grid
-from sojourn.measure.evaluate import Findings, Sheet
+from sojourn.measure.bench import Findings, Sheet
 from sojourn.schema import Metric
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#1c1c1e;

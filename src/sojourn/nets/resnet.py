@@ -1,4 +1,4 @@
-"""The residual generator and discriminator of SNGAN, for square pictures of 8, 16, 32, ... pixels.
+"""Residual nets: the generator and discriminator of SNGAN, for square pictures, and a trunk for classifiers.
 
 Pure modules: they know no losses and draw no noise.
 """
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sojourn.nets.blocks import ResBlock
 from sojourn.nets.conv import (
     COND_DIM,
     Critic,
@@ -24,6 +25,24 @@ from sojourn.nets.conv import (
     stage_widths,
 )
 from sojourn.types import Cond, DataSpec
+
+
+class Trunk(nn.Module):
+    """Pictures to features, (b, c, h, w) -> (b, widths[-1]); sides are multiples of stem * 2 ** (len(widths) - 1)."""
+
+    def __init__(self, channels: int, widths: Sequence[int], depth: int, stem: int) -> None:
+        super().__init__()
+        self.stem = stem
+        layers: list[nn.Module] = [nn.Conv2d(channels * stem**2, widths[0], 3, padding=1)]
+        for i, width in enumerate(widths):
+            if i > 0:
+                layers.append(nn.Conv2d(widths[i - 1], width, 3, stride=2, padding=1))
+            layers += [ResBlock(width, width) for _ in range(depth)]
+        self.layers = nn.Sequential(*layers, nn.GroupNorm(8, widths[-1]), nn.SiLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pixel_unshuffle(x, self.stem) if self.stem > 1 else x
+        return self.layers(x.contiguous(memory_format=torch.channels_last)).mean(dim=(2, 3))
 
 
 class ConditionalNorm(nn.Module):
