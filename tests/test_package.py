@@ -496,3 +496,11 @@ def test_odd_tensors_come_back(tmp_path: Path) -> None:
         assert torch.equal(mine[name], value)
         assert torch.equal(theirs[name], value)
         assert mine[name].dtype == value.dtype
+
+
+def test_a_part_of_a_package_has_a_name_too() -> None:
+    whole = package.find("emoji")
+    assert package.find("emoji/text") == whole / "parts" / "text"
+    for wrong in ("emoji/none", "emoji/../emoji", "emoji/", "none/text", "emoji/text/text"):
+        with pytest.raises(NotFound):
+            package.find(wrong)

@@ -44,7 +44,8 @@ def home() -> Path:
 
 
 def find(name: str | Path, *, paths: bool = True) -> Path:
-    """The folder of a package: a path, or a name in home()/models or among those that ship with Sojourn.
+    """The folder of a package: a path, a name in home()/models or among those that ship with Sojourn, or a part of
+    one, "emoji/text".
 
     paths False takes names alone: for names that come over the network. NotFound tells what there is.
     """
@@ -58,6 +59,9 @@ def find(name: str | Path, *, paths: bool = True) -> Path:
     known = _folders()
     if str(name) in known:
         return known[str(name)]
+    whole, _, part = str(name).partition("/")
+    if whole in known and _PART.fullmatch(part) and (known[whole] / "parts" / part / "card.json").is_file():
+        return known[whole] / "parts" / part
     shown = safefile.printable(str(name))
     if not known:
         raise NotFound('no package "{name}"; there are none yet, train one', name=shown)

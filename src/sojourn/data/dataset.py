@@ -202,9 +202,27 @@ class PackedSet:
         self.labels = np.load(self.folder / "labels.npy")
         self.split = np.load(self.folder / "split.npy")
         self.weight = np.load(self.folder / "weight.npy")
+        self._check_labels()
         target = self.folder / "target.npy"
         self.target = np.load(target, mmap_mode="r") if target.is_file() else None
         self._orders: dict[tuple[int, int, str], np.ndarray] = {}
+
+    def _check_labels(self) -> None:
+        """Raise DataError for a label that no column has a name for."""
+        columns = self.info.labels
+        if self.labels.shape != (self.info.count, len(columns)):
+            raise DataError(
+                'data set "{path}" has labels of shape {found}, {wanted} expected; build it again',
+                path=self.folder, found=self.labels.shape, wanted=(self.info.count, len(columns)),
+            )  # fmt: skip
+        for i, column in enumerate(columns):
+            wrong = np.flatnonzero((self.labels[:, i] < -1) | (self.labels[:, i] >= len(column.values)))
+            if len(wrong):
+                raise DataError(
+                    'label {value} of row "{id}" is outside 0..{high} (column "{column}")',
+                    value=int(self.labels[wrong[0], i]), id=int(wrong[0]), high=len(column.values) - 1,
+                    column=column.name,
+                )  # fmt: skip
 
     def __len__(self) -> int:
         return self.info.count

@@ -112,7 +112,7 @@ class Family(nn.Module):
         raise Unsupported("this family cannot embed; it can {can}", can=", ".join(sorted(self.can)))
 
     def embed_pictures(self, x: Tensor) -> Tensor:
-        """Pictures in model space to unit vectors (b, d), near what `embed_words` gives for their words. If "embed" in can."""
+        """Pictures in model space to unit vectors (b, d), near `embed_words` of their words. If "embed" in can."""
         raise Unsupported("this family cannot embed; it can {can}", can=", ".join(sorted(self.can)))
 
     def embed_words(self, cond: Cond, rows: int) -> Tensor:

@@ -101,6 +101,8 @@ class Contrastive(Family):
             )  # fmt: skip
         if not conditional(spec):
             raise ConfigError('contrastive towers need words or classes; use conditioner "text" or "labels"')
+        if not spec.pooled_dim and max(count for _, count in spec.labels) < 2:
+            raise ConfigError('one class only, "{name}": there is nothing to tell apart', name=spec.labels[0][0])
         self.pictures = nn.Sequential(
             Trunk(spec.shape[0], config.widths, config.depth, config.stem),
             nn.Linear(config.widths[-1], config.dim, bias=False),

@@ -61,6 +61,8 @@ class Judge(Family):
                 'use a set of classes and conditioner "labels"',
                 kind=spec.kind, count=len(spec.labels),
             )  # fmt: skip
+        if max(count for _, count in spec.labels) < 2:
+            raise ConfigError('one class only, "{name}": there is nothing to tell apart', name=spec.labels[0][0])
         factor = config.stem * 2 ** (len(config.widths) - 1)
         if any(side % factor for side in spec.shape[1:]):
             raise ConfigError(

@@ -13,10 +13,14 @@ import torch
 from torch import Tensor
 
 from sojourn import safefile
-from sojourn.data.dataset import PackedSet
+from sojourn.data.dataset import PackedSet, SetInfo
+from sojourn.errors import DataError
 from sojourn.package import Package
-from sojourn.schema import Event, Progress
+from sojourn.schema import Event, Log, Progress
 from sojourn.types import Batch, Cond
+
+LEAST, FEW = 8, 200
+"""Rows below which there is nothing to learn from, and below which they are learnt by heart."""
 
 
 class Feed:
@@ -31,6 +35,35 @@ class Feed:
         self.key = {"codec": package.codec.id, "config": package.codec.config, "part": part}
         self._encoded: np.ndarray | None = None
         self._tokens: list[np.ndarray] = []
+
+    def check(self, split: str) -> Iterator[Event]:
+        """Compare the set with what this run began with, and its size with what can be learned from.
+
+        Raises DataError for other classes or another shape than then, and for a handful of rows.
+        """
+        info, path = self.data.info, self.folder / "set.json"
+        count = len(self.data.indices(split))
+        if count < LEAST:
+            raise DataError(
+                'the set "{name}" has {count} rows to train on; give {least} at least, better some hundreds',
+                name=info.name, count=count, least=LEAST,
+            )  # fmt: skip
+        if path.is_file():
+            before = SetInfo.model_validate_json(path.read_text(encoding="utf-8"))
+            if change := _difference(before, info):
+                raise DataError(
+                    'the set "{name}" is not the one that this run began with ({change}); bring that back, or choose '
+                    "another folder with --run",
+                    name=info.name, change=change,
+                )  # fmt: skip
+            if before.count != info.count:
+                yield Log(
+                    level="warning",
+                    text=f"the set had {before.count:,} rows when this run began, now {len(self.data):,}",
+                )
+        elif count < FEW:
+            yield Log(level="warning", text=f"{count} rows are few: they will be learnt by heart")
+        safefile.write_bytes(path, info.model_dump_json().encode())
 
     def prepare(self) -> Iterator[Event]:
         """Tokenise texts; with `cache`, encode every row once into a file of the run, and embed its captions."""
@@ -113,3 +146,17 @@ class Feed:
         split = "valid" if len(self.data.indices("valid")) else "train"
         rows = self.data.draw(0, 0, count, split)
         return rows, self.data.prompts(rows, (0, 0), self.column)
+
+
+def _difference(before: SetInfo, now: SetInfo) -> str:
+    """What a net that was built for one set would miss in the other; "" = nothing."""
+    if (before.kind, before.shape) != (now.kind, now.shape):
+        return f"{before.kind} {before.shape} then, {now.kind} {now.shape} now"
+    old, new = ({column.name: column.values for column in info.labels} for info in (before, now))
+    for name in old | new:
+        was, has = old.get(name, []), new.get(name, [])
+        if was != has:
+            gone, come = [v for v in was if v not in has], [v for v in has if v not in was]
+            told = [f"{word} {', '.join(values[:5])}" for word, values in (("without", gone), ("new", come)) if values]
+            return f'column "{name}": {"; ".join(told) or "in another order"}'
+    return ""

@@ -96,6 +96,7 @@ class Run:
     def start(self) -> Iterator[Event]:
         """Prepare the data, resume from the newest snapshot, check memory and disk."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        yield from self.feed.check(self.config.split)
         yield from self.feed.prepare()
         found = state.latest(self.folder / "state")
         if found is not None:

@@ -1,0 +1,95 @@
+"""Every kind of model by the same commands: trains, stops and goes on bit for bit, is saved, loaded and measured."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from sojourn import engine, registry
+from sojourn.config import Recipe, Stage, TrainConfig
+from sojourn.data.dataset import Item, LabelColumn, PackedSet, SetInfo, SetWriter
+from sojourn.measure.bench import Bench
+from sojourn.measure.evaluate import evaluate
+from sojourn.schema import Part
+from sojourn.train.build import run_recipe
+
+PICTURES = [id for id in registry.ids("family") if "image" in registry.get("family", id).cls.kinds]  # type: ignore[attr-defined]
+SMALL = {"seen": 96, "batch_size": 16, "snapshot": 32, "sheet": 2, "held_out": 16, "threads": 1, "hooks": ()}
+
+
+class Pixels:
+    """Pixels as features."""
+
+    name = identity = "pixels"
+
+    def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
+        return pictures[:, 0].flatten(1)
+
+
+@pytest.fixture(scope="module")
+def tinted(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Digits in grey, in colour and with alpha."""
+    data, out = load_digits(), {}
+    for channels in (1, 3, 4):
+        folder = tmp_path_factory.mktemp("tinted") / str(channels)
+        labels = [LabelColumn(name="class", values=list("0123456789"))]
+        with SetWriter(folder, SetInfo(name="digits", kind="image", shape=(8, 8, channels), labels=labels)) as writer:
+            for i in range(200):
+                ink = (data.images[i] * 15.9).astype(np.uint8)[:, :, None]
+                pixels = np.repeat(ink, channels, axis=2)
+                if channels == 4:
+                    pixels[..., :3] = (200, 30, 90)
+                split = "valid" if i % 5 == 0 else "train"
+                writer.add(Item(f"d{i}", pixels, [str(data.target[i])], [int(data.target[i])], split=split))
+        out[channels] = folder
+    return out
+
+
+def recipe(id: str, data: Path) -> Recipe:
+    train = TrainConfig(**SMALL)
+    return Recipe(
+        name=id, stage=[Stage(data=str(data), family=id, preset="tiny", conditioner=Part(id="labels"), train=train)]
+    )
+
+
+def stopped(asked: Recipe, folder: Path, seen: int) -> None:
+    """Run until so many samples are seen, then close."""
+    events = run_recipe(asked, folder)
+    for event in events:
+        if event.kind == "progress" and event.unit == "samples" and event.done >= seen:
+            break
+    events.close()
+
+
+def digest(folder: Path) -> str:
+    return hashlib.sha256((folder / "model" / "package" / "weights.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("id", PICTURES)
+def test_trains_resumes_loads_draws_and_is_measured(
+    id: str, channels: int, tinted: dict[int, Path], tmp_path: Path
+) -> None:
+    torch.set_num_threads(1)
+    asked = recipe(id, tinted[channels])
+    list(run_recipe(asked, tmp_path / "whole"))
+    for seen in (16, 48):
+        stopped(asked, tmp_path / "parts", seen)
+    list(run_recipe(asked, tmp_path / "parts"))
+    assert digest(tmp_path / "parts") == digest(tmp_path / "whole")
+    model = engine.load(tmp_path / "whole" / "model" / "package")
+    bench = Bench(PackedSet(tinted[channels]), Pixels(), None, 32, cache=tmp_path / "cache")
+    found = [event for event in evaluate([model], bench, None) if event.__class__.__name__ == "Findings"]
+    if "sample" in model.family.can:
+        pictures = model.imagine("3", n=2, seed=0)
+        assert pictures[0].pil.mode == {1: "L", 4: "RGBA"}[channels]
+        again = engine.load(tmp_path / "parts" / "model" / "package").imagine("3", n=2, seed=0)
+        assert pictures[1].pil.tobytes() == again[1].pil.tobytes()
+        assert "pictures/s" in {metric.name for metric in found[0].metrics}
+    else:
+        assert found[0].metrics or id == "contrastive", "what it reads is measured"
