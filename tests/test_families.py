@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,15 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from sojourn import engine, registry
+from sojourn import blank, engine, registry, weights
 from sojourn.config import Recipe, Stage, TrainConfig
 from sojourn.data.dataset import Item, LabelColumn, PackedSet, SetInfo, SetWriter
+from sojourn.families.base import Family
 from sojourn.measure.bench import Bench
 from sojourn.measure.evaluate import evaluate
 from sojourn.schema import Part
 from sojourn.train.build import run_recipe
+from sojourn.types import DataSpec
 
 PICTURES = [id for id in registry.ids("family") if "image" in registry.get("family", id).cls.kinds]  # type: ignore[attr-defined]
 SMALL = {"seen": 96, "batch_size": 16, "snapshot": 32, "sheet": 2, "held_out": 16, "threads": 1, "hooks": ()}
@@ -68,6 +71,22 @@ def stopped(asked: Recipe, folder: Path, seen: int) -> None:
 
 def digest(folder: Path) -> str:
     return hashlib.sha256((folder / "model" / "package" / "weights.safetensors").read_bytes()).hexdigest()
+
+
+SIZED = [(id, name) for id in PICTURES for name in registry.get("family", id).presets if name.isdigit()]
+
+
+@pytest.mark.parametrize(("id", "name"), SIZED)
+def test_a_package_of_every_size_is_built_within_the_means_of_its_weights(id: str, name: str) -> None:
+    """As when it is loaded: with what is asked for counted, and the time."""
+    entry = registry.get("family", id)
+    spec = DataSpec("image", (3, int(name), int(name)), labels=(("class", 175),), pooled_dim=256)
+    family: Family = entry.cls(entry.cls.Config(**entry.presets[name]), spec)  # type: ignore[attr-defined]
+    tensors = weights.tensors_of(family)
+    held = sum(tensor.numel() for tensor in tensors.values())
+    begun = time.thread_time()
+    blank.build(lambda: entry.cls(family.config, spec), weights.tensors_of, held, len(tensors))  # type: ignore[arg-type]
+    assert time.thread_time() - begun < 0.75 * blank.SECONDS
 
 
 @pytest.mark.parametrize("channels", [1, 4])

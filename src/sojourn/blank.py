@@ -24,7 +24,7 @@ M = TypeVar("M", bound=nn.Module)
 
 SLACK = 1 << 25
 """Numbers a net may hold beside its weights (tables, masks): 128 MB in fp32."""
-SECONDS = 1.5
+SECONDS = 3.0
 """CPU time a constructor may take."""
 _FILLS = {
     "uniform_", "normal_", "constant_", "kaiming_uniform_", "zero_", "fill_", "copy_", "erfinv_",

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-START = 30
-"""Iterations before the first use."""
+START = 2
+"""Iterations before the first use; each update adds one. More would take longer than a package may take to be built."""
 
 
 class SpectralNorm(nn.Module):
