@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +43,38 @@ def test_the_example_family_is_one_file_and_holds_the_contract(tmp_path: Path, m
     finally:
         registry._TABLES["family"].pop("denoising")
         del denoising_example
+
+
+def test_lsgan_is_the_lines_of_one_file_that_the_page_shows(tmp_path: Path) -> None:
+    """Taken out of a copy, the copy does not know it and is whole; put back, it holds the contract."""
+    page = (ROOT / "docs" / "adding-a-family.md").read_text(encoding="utf-8")
+    (diff,) = re.findall(r"```diff\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "lsgan.diff").write_text(diff)
+    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("starter", "__pycache__"))
+
+    def known(ask: str) -> str:
+        code = f"from sojourn import registry; import contract; print({ask})"
+        path = f"{tmp_path / 'src'}:{ROOT / 'tests'}"
+        done = subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, cwd=tmp_path, capture_output=True,
+            text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def patch(*how: str) -> None:
+        subprocess.run(["git", "apply", "--unidiff-zero", *how, "lsgan.diff"], cwd=tmp_path, check=True)
+
+    patch("-R")
+    changed = [
+        p for p in (tmp_path / "src").rglob("*.py") if p.read_bytes() != (ROOT / p.relative_to(tmp_path)).read_bytes()
+    ]
+    assert [p.name for p in changed] == ["dcgan.py"]
+    assert known("'lsgan' in registry.ids('family'), 'dcgan' in registry.ids('family')") == "False True"
+    patch()
+    assert known(
+        "'lsgan' in registry.ids('family'), [clause(contract.make('lsgan')) for clause in contract.CLAUSES]"
+    ) == ("True [None, None, None, None, None]")
 
 
 def test_every_verb_and_family_is_in_the_readmes() -> None:
