@@ -390,3 +390,15 @@ def test_walk_and_options_by_the_command_line(
     ):
         assert run(bad) != 0
         assert says in capsys.readouterr().err
+
+
+def test_a_model_that_reads_no_words_draws_without_them(
+    packages_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = ["--out", str(tmp_path), "--quiet", "--n", "1", "--seed", "3"]
+    assert run(["imagine", "--model", str(packages_folder / "vae"), *out]) == 0
+    assert run(["imagine", "", "--model", str(packages_folder / "vae"), *out]) == 0
+    assert len(list(tmp_path.glob("*-1.png"))) == 2
+    capsys.readouterr()
+    assert run(["imagine", "", "--seed", "3"]) == 2
+    assert "the prompt is empty" in capsys.readouterr().err

@@ -65,6 +65,11 @@ class Model:
         return list(self.package.conditioner.config["columns"][column]) if column else []
 
     @property
+    def reads_words(self) -> bool:
+        """Whether a prompt must say something: not where nothing or a class is asked for."""
+        return self.card.conditioner.id not in ("none", "labels")
+
+    @property
     def can(self) -> set[str]:
         """Parameters of a prompt that this model can follow."""
         out = {"n", "seed", "model"}

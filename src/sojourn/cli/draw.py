@@ -53,11 +53,13 @@ def imagine(
     Words come first, then parameters: `sojourn imagine a red heart --n 4 --seed 7 --style 3d --no face`.
     """
     text = joined(words)
-    prompt = parsed(text)
+    prompt = parsed(text, allow_empty=True)
     from sojourn.data.clean import load_picture
     from sojourn.engine import load
 
     model = load(prompt.model or DEFAULT)
+    if model.reads_words:
+        parsed(text)  # without words there is nothing to draw from
     edit = {"strength": strength} if source else {}
     pictures = {"source": source, "mask": mask}
     given = {name: load_picture(path) for name, path in pictures.items() if path is not None}
@@ -299,12 +301,12 @@ def joined(words: tuple[str, ...]) -> str:
     return " ".join(out)
 
 
-def parsed(text: str) -> Prompt:
+def parsed(text: str, allow_empty: bool = False) -> Prompt:
     """The prompt; an error carries the text, so that its place can be shown."""
     from sojourn.prompt import parse
 
     try:
-        return parse(text)
+        return parse(text, allow_empty=allow_empty)
     except PromptError as error:
         error.prompt_text = text  # type: ignore[attr-defined]
         raise
