@@ -135,6 +135,7 @@ def test_finding_by_words_and_by_likeness(package: Path, photos: Path, tmp_path:
     assert "broken.png" in said[0]
     names = [Path(one.name).name[0] for one in album.by_words("2", None, 10)]
     assert names.count("2") >= 8
+    assert len(album.by_words("2", None, 1000)) == 40, "what is no picture is never found"
     file = next(photos.glob("2-*.png"))
     with Image.open(file) as picture:
         like = album.by_likeness(picture, 10)

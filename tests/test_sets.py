@@ -34,10 +34,10 @@ def noise_recipe(data: Path, family: str = "dcgan", **train: object) -> Recipe:
 
 
 def test_a_handful_of_pictures_is_refused_and_few_are_told(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match='the set "noise" has 7 rows to train on; give 8 at least'):
+    with pytest.raises(DataError, match='the set "noise" has 7 pictures to train on; give 8 at least'):
         list(run_recipe(noise_recipe(classes(tmp_path / "few", ["a", "b"], 7)), tmp_path / "few-run"))
     said = list(run_recipe(noise_recipe(classes(tmp_path / "some", ["a", "b"], 40)), tmp_path / "some-run"))
-    assert any("40 rows are few" in getattr(event, "text", "") for event in said)
+    assert any("40 pictures are few" in getattr(event, "text", "") for event in said)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits, make_blobs
 from sklearn.linear_model import LogisticRegression
@@ -221,6 +222,26 @@ def test_every_sample_has_all_codes_and_shows_them_as_they_come(written: Path):
     tokens = frames[-1].state.x0
     assert (tokens[:, 0] == BOS).all()
     assert (tokens[:, 1:] >= FIRST).all()
+
+
+def test_guides_choose_among_what_it_writes(written: Path):
+    model = engine.load(written)
+    plain = model.imagine("3", n=3, seed=0)
+    bent = model.imagine("3", n=3, seed=0, symmetry=True)
+
+    def odd(pictures: engine.Pictures) -> float:
+        x = np.stack([np.asarray(p.pil.convert("L"), np.float32) for p in pictures])
+        return float(np.abs(x - x[..., ::-1]).mean())
+
+    assert odd(bent) < odd(plain)
+    source, mask = plain[0].pil, Image.new("L", (8, 8), 255)
+    near = model.imagine("3", n=3, seed=5, source=source)
+    far = model.imagine("3", n=3, seed=5)
+    gaps = [
+        np.mean([np.abs(np.asarray(p.pil, float) - np.asarray(source, float)).mean() for p in q]) for q in (near, far)
+    ]
+    assert gaps[0] < gaps[1]
+    assert len(model.imagine("3", n=2, seed=5, source=source, mask=mask)) == 2
 
 
 def test_a_part_without_codes_is_refused(digits: Path, packages_folder: Path):

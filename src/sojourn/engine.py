@@ -248,7 +248,7 @@ def replay(
         rows, row, seed = int(recipe["rows"]), int(recipe["row"]), int(recipe["seed"])
         request = Request([prompt] * rows, [seed] * rows, dict(recipe["options"]))
         if recipe.get("judge"):
-            request.judge = packages.load(_by_identity(str(recipe["judge"]), str(prompt.judge)))
+            request.judge = _judge(str(recipe["judge"]), str(prompt.judge))
         wanted = dict(recipe.get("inputs") or {})
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidInput('the recipe in "{path}" is damaged ({why})', path=path, why=error) from None
@@ -289,6 +289,15 @@ def drawn_by(path: Path, otherwise: str) -> Model:
 def build() -> str:
     """What the bits of a result depend on besides the package: torch's build and the processor's abilities."""
     return f"torch {torch.__version__} {torch.backends.cpu.get_cpu_capability()} {platform.machine()}"
+
+
+def _judge(identity: str, name: str) -> Package:
+    """The package that a recipe's --judge named, if it is still the same."""
+    found = packages.load(packages.find(name))
+    if found.card.identity != identity:
+        raise NotFound('the judge "{name}" is another package than the one ({identity}) that this was drawn by',
+                       name=name, identity=identity[:12])  # fmt: skip
+    return found
 
 
 def _by_identity(identity: str, name: str) -> Path:

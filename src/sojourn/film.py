@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,85 +26,115 @@ FRAMES_MAX = 10_000
 
 
 def between(
-    model: Model, prompt: str, seeds: Sequence[int], frames: int, loop: bool = False, **more: Any
+    model: Model,
+    prompt: str,
+    seeds: Sequence[int],
+    frames: int,
+    loop: bool = False,
+    options: Mapping[str, Any] | None = None,
+    **more: Any,
 ) -> Iterator[Image.Image]:
     """A film from the picture of each seed to that of the next, `frames` pictures a leg, and back to the first with
-    `loop`. The way is an arc: every place on it is as likely as any other (Shoemake 1985; White 2016, sec. 3.1)."""
+    `loop`. The way is an arc: every place on it is as likely as any other (Shoemake 1985; White 2016, sec. 3.1).
+
+    All in the style of the first. more: as for `Model.request`. Raises InvalidInput for fewer than two seeds.
+    """
+    if len(set(seeds)) < 2:
+        raise InvalidInput("a walk needs two seeds at least, found {found}; give more", found=len(set(seeds)))
     stops = [*seeds, seeds[0]] if loop else list(seeds)
-    if len(stops) < 2:
-        raise InvalidInput("a walk needs two seeds at least, found {found}; give more", found=len(seeds))
     legs = [(a, b, i / frames) for a, b in pairwise(stops) for i in range(frames)]
     if not loop:
         legs.append((stops[-1], stops[-1], 0.0))
     if len(legs) > FRAMES_MAX:
         raise InvalidInput("a film has {most} pictures at most, found {found}", most=FRAMES_MAX, found=len(legs))
-    options = more.pop("options", {})
+    asked = model.request(prompt, n=1, seed=seeds[0], **more)
     for at in range(0, len(legs), ROWS):
-        part = legs[at : at + ROWS]
-        first, second, share = zip(*part, strict=True)
-        yield from _drawn(model, prompt, Between(first, second, share), options, more)
+        first, second, share = zip(*legs[at : at + ROWS], strict=True)
+        yield from _drawn(model, asked, Between(first, second, share), options)
 
 
 def along(
-    model: Model, prompt: str, seed: int, option: str, low: float, high: float, frames: int, **more: Any
+    model: Model,
+    prompt: str,
+    seed: int,
+    option: str,
+    low: float,
+    high: float,
+    frames: int,
+    options: Mapping[str, Any] | None = None,
+    **more: Any,
 ) -> Iterator[Image.Image]:
     """A film of one picture while an option of its family goes from low to high."""
-    if option not in type(model.family).Options.model_fields:
-        known = ", ".join(type(model.family).Options.model_fields)
+    fields = type(model.family).Options.model_fields
+    if option not in fields:
         raise Unsupported('"{name}" has no option "{option}"; it has {known}',
-                          name=model.card.name, option=option, known=known)  # fmt: skip
-    options = more.pop("options", {})
+                          name=model.card.name, option=option, known=", ".join(fields))  # fmt: skip
+    whole = fields[option].annotation in (int, int | None)
+    asked = model.request(prompt, n=1, seed=seed, **more)
     for i in range(frames):
         value = low + (high - low) * i / max(1, frames - 1)
-        yield from _drawn(model, prompt, Noise([seed]), {**options, option: value}, more)
+        given = {**(options or {}), option: round(value) if whole else value}
+        yield from _drawn(model, asked, Noise([seed]), given)
 
 
 def mixed(
-    model: Model, prompt: str, rows: Sequence[int], columns: Sequence[int], layer: int, **more: Any
+    model: Model,
+    prompt: str,
+    rows: Sequence[int],
+    columns: Sequence[int],
+    layer: int,
+    options: Mapping[str, Any] | None = None,
+    **more: Any,
 ) -> Image.Image:
     """A table of pictures: coarse styles of the row's seed, fine ones (from `layer` on) of the column's, beside the
     pictures they are of. Source: Karras et al. 2019, fig. 3."""
     if "mix" not in type(model.family).Options.model_fields:
         raise Unsupported('"{name}" has no styles to mix; use a stylegan2 package', name=model.card.name)
-    options = more.pop("options", {})
-    top = _in_parts(model, prompt, [Noise([seed]) for seed in columns], options, more)
-    side = _in_parts(model, prompt, [Noise([seed]) for seed in rows], options, more)
-    blank = Image.new(top[0].mode, top[0].size, "white")
-    table = [blank, *top]
-    for seed, picture in zip(rows, side, strict=True):
-        noises = [Spliced([seed], [other]) for other in columns]
-        table += [picture, *_in_parts(model, prompt, noises, {**options, "mix": layer}, more)]
+    asked = model.request(prompt, n=1, seed=rows[0], **more)
+
+    def one(noise: Noise, **mixing: int) -> Image.Image:
+        return _drawn(model, asked, noise, {**(options or {}), **mixing})[0]
+
+    top = [one(Noise([seed])) for seed in columns]
+    table = [Image.new(top[0].mode, top[0].size, "white"), *top]
+    for seed in rows:
+        table += [one(Noise([seed])), *(one(Spliced([seed], [other]), mix=layer) for other in columns)]
     return grid(table, 1 + len(columns))
 
 
-def _in_parts(
-    model: Model, prompt: str, noises: Sequence[Noise], options: Mapping[str, Any], more: Mapping[str, Any]
-) -> list[Image.Image]:
-    return [picture for noise in noises for picture in _drawn(model, prompt, noise, options, more)]
-
-
-def _drawn(
-    model: Model, prompt: str, noise: Noise, options: Mapping[str, Any], more: Mapping[str, Any]
-) -> list[Image.Image]:
-    """One picture for each row of `noise`, in the style of the first."""
-    asked = model.request(prompt, n=1, seed=noise.seeds[0] if not more.get("seed") else None, **more)
-    count = len(noise)
-    request = Request(asked.prompts * count, list(noise.seeds), {**asked.options, **options}, noise=noise)
-    request.judge = asked.judge
+def _drawn(model: Model, asked: Request, noise: Noise, options: Mapping[str, Any] | None) -> list[Image.Image]:
+    """One picture for each row of `noise`, all of them as the one row of `asked` wants it."""
+    request = replace(
+        asked,
+        prompts=asked.prompts * len(noise),
+        seeds=list(noise.seeds),
+        options={**asked.options, **(options or {})},
+        noise=noise,
+    )
     for frame in model.walk(request):  # noqa: B007 - the last is the result
         pass
     return frame.pictures
 
 
-def write(pictures: Iterable[Image.Image], path: Path, fps: float, scale: int = 1) -> None:
-    """Write a film as .webp, .gif or .mp4 (by ffmpeg), each picture `scale` times as large.
-
-    The file appears whole or not at all. Raises InvalidInput for another ending, Unsupported without ffmpeg.
-    """
+def check(path: Path) -> None:
+    """Raise, before anything is drawn, what `write` would: InvalidInput for another ending or a folder that cannot be
+    written to, Unsupported without ffmpeg."""
     if path.suffix.lower() not in FORMATS:
         raise InvalidInput('"{path}" is no film; it can end in {known}', path=path, known=", ".join(FORMATS))
     if path.suffix.lower() == ".mp4" and shutil.which("ffmpeg") is None:
         raise Unsupported("an .mp4 needs ffmpeg (Debian: apt-get install ffmpeg); install it, or write a .webp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput('cannot write to "{path}": {reason}', path=path.parent, reason=error.strerror) from None
+
+
+def write(pictures: Iterable[Image.Image], path: Path, fps: float, scale: int = 1) -> None:
+    """Write a film as .webp, .gif or .mp4 (by ffmpeg), each picture `scale` times as large.
+
+    The file appears whole or not at all. Raises what `check` raises.
+    """
+    check(path)
     frames = [_shown(picture, scale) for picture in pictures]
     part = path.with_name(f".{path.name}.part{path.suffix}")
     try:

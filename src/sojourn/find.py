@@ -93,8 +93,8 @@ class Album:
             return self._nearest(self.package.family.embed_pictures(self._encoded([picture]))[0], most)
 
     def _nearest(self, wanted: Tensor, most: int) -> list[Found]:
-        scores = self.places @ wanted.numpy()
-        order = np.argsort(-scores, kind="stable")[:most]
+        scores = np.where(self.places.any(axis=1), self.places @ wanted.numpy(), -np.inf)
+        order = np.argsort(-scores, kind="stable")[: min(most, int(np.isfinite(scores).sum()))]
         return [Found(self._name(row), float(scores[row]), self._picture(row)) for row in order.tolist()]
 
     def _placed(self, rows: Sequence[int]) -> np.ndarray:

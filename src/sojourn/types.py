@@ -198,7 +198,9 @@ class Between(Noise):
     def __init__(self, first: Sequence[int], second: Sequence[int], share: Sequence[float]) -> None:
         super().__init__(first)
         self.second = Noise(second)
-        self.angle = torch.tensor([float(s) * math.pi / 2 for s in share])
+        # From a row to itself there is no way: the sum of two equal draws would be too long.
+        ways = zip(self.seeds, self.second.seeds, share, strict=True)
+        self.angle = torch.tensor([0.0 if a == b else float(s) * math.pi / 2 for a, b, s in ways])
 
     def draw(self, name: str, shape: Sequence[int]) -> Tensor:
         angle = self.angle.view(-1, *(1 for _ in shape))

@@ -80,7 +80,7 @@ def _stirred(cond: Cond, request: Request) -> Cond:
     chaos = request.prompts[0].chaos
     if not chaos or cond.pooled is None:
         return cond
-    return guidance.stirred(cond, Noise(request.seeds).draw("chaos", cond.pooled.shape[1:]), chaos)
+    return guidance.stirred(cond, (request.noise or Noise(request.seeds)).draw("chaos", cond.pooled.shape[1:]), chaos)
 
 
 # Energies of the picture

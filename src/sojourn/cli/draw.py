@@ -65,7 +65,7 @@ def imagine(
     given = {name: load_picture(path) for name, path in pictures.items() if path is not None}
     request = model.request(prompt, **edit, **given)
     request.options |= given_options(more)
-    _writable(out)
+    writable(out)
     if near := model.unknown(request):
         warn(
             '"{model}" never saw "{text}"; it knows {near}',
@@ -155,7 +155,7 @@ def vary(
         prompt = prompt.model_copy(update={"n": None, "seed": None})
     given = {"n": count or prompt.n, "seed": prompt.seed if seed is None else seed, "model": None}
     request = loaded.request(prompt.model_copy(update=given), source=picture, strength=VARY[strong])
-    _writable(out)
+    writable(out)
     results = _show(loaded, request, live=not (as_json or quiet) and sys.stdout.isatty())
     _keep(results, out, prompt.text, as_json)
 
@@ -194,7 +194,7 @@ def sample(
     model = load(package)
     names = [*classes, *filter(None, lines)] or model.classes or [""]
     rows = [Prompt.plain(names[i % len(names)], style) for i in range(count)]
-    _writable(out)
+    writable(out)
     follow(_sampled(model, rows, seed, batch, out, given_options(more)))
     say("{count} pictures in {path}", count=count, path=out)
 
@@ -317,7 +317,7 @@ def slug(text: str) -> str:
     return re.sub(r"[^\w]+", "-", text.lower()).strip("-_")[:40] or "picture"
 
 
-def _writable(folder: Path) -> None:
+def writable(folder: Path) -> None:
     """Make the folder, before anything is computed for it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sojourn.cli.draw import given_options, joined
+from sojourn.cli.draw import given_options, joined, writable
 from sojourn.cli.say import follow, say
 from sojourn.errors import InvalidInput
 from sojourn.grammar import RAW_MAX
@@ -48,8 +48,7 @@ def walk(
     from sojourn.schema import Progress
 
     stops, prompt, options = listed(seeds), joined(words), given_options(more)
-    if out.suffix.lower() not in film.FORMATS:  # before anything is drawn
-        raise InvalidInput('"{path}" is no film; it can end in {known}', path=out, known=", ".join(film.FORMATS))
+    film.check(out)
     model = load(package)
     if option is None:
         total = frames * (len(stops) - 1 + loop) + (not loop)
@@ -108,6 +107,7 @@ def mix(
     from sojourn.picture import png
 
     first, second, options = listed(rows), listed(columns), given_options(more)
+    writable(out.parent)
     table: Image.Image = film.mixed(load(package), joined(words), first, second, layer, options=options)
     safefile.write_bytes(out, png(table, None))
     say("{count} pictures in {path}", count=len(first) * len(second), path=out)

@@ -233,19 +233,27 @@ def energy(fn: Energy, weight: float = 1.0, name: str = "energy") -> Guide:
 
 
 def descend(denoise: Denoise, fn: Energy) -> Denoise:
-    """x0 - w(sigma) * gradient of fn at x0, with w = sigma^2 / (1 + sigma^2); not through the net.
+    """x0 - s * w(sigma) * gradient of fn at x0, with w = sigma^2 / (1 + sigma^2); not through the net.
 
-    w is the variance of x0 given x for data of unit variance, so that a walk ends in p(x0) * exp(-fn(x0)), exactly so
-    for Gaussian data and a linear fn. Source: Song et al. 2023 (PiGDM), eq. 7 and 8, with the net's Jacobian left out.
+    w is the variance of x0 given x for data of unit variance; s <= 1 goes to the lowest place on the way of
+    fn(x0) + |move|^2 / (2 w), by fn at both ends of a whole step: 1 for a linear fn, 1 / (1 + k w) for one of curvature
+    k, so that no energy is too steep. So a walk of Gaussian data ends about where p(x0) * exp(-fn(x0)) is.
+    Source: Song et al. 2023 (PiGDM), eq. 7 and 8, with the net's Jacobian left out; the step is a proximal one.
     """
 
     def bent(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         x0 = denoise(x, sigma, cond).detach()
         with torch.enable_grad():
             leaf = x0.requires_grad_()
-            (gradient,) = torch.autograd.grad(fn(leaf, cond).sum(), leaf)
-        variance = sigma**2 / (1 + sigma**2)
-        return x0.detach() - like(variance, x) * gradient
+            value = fn(leaf, cond)  # (b,)
+            (gradient,) = torch.autograd.grad(value.sum(), leaf)
+        x0, value = x0.detach(), value.detach()
+        whole = like(sigma**2 / (1 + sigma**2), x) * gradient
+        fall = (whole * gradient).flatten(1).sum(1)  # (b,) what a straight line would lose
+        with torch.no_grad():
+            bend = 2 * (fn(x0 - whole, cond) - value + fall)  # curvature along the step
+        share = fall / (fall + bend.clamp(min=0)).clamp(min=1e-20)
+        return x0 - like(share, x) * whole
 
     return bent
 

@@ -22,6 +22,8 @@ CENTRES: dict[Place, tuple[float, float]] = {
 """Where the middle of what is drawn should lie: across and down, -1..1."""
 TOLERANCE = 0.15
 """Difference of a pixel, on the scale of -1..1, that costs half a nat: the std of a Gaussian around what is asked."""
+LUMA = (0.299, 0.587, 0.114)
+"""How bright colours are. Source: ITU-R BT.601."""
 SHARE = 0.1
 """Of a picture's numbers that count as independent. Neighbouring pixels say the same thing: all of them together would
 drown every other wish."""
@@ -44,7 +46,7 @@ def palette(colours: Sequence[tuple[float, float, float]]) -> Energy:
         wanted = given.to(raw)
         rgb = opaque(raw)
         if rgb.shape[1] == 1:
-            wanted = (wanted @ wanted.new_tensor([0.299, 0.587, 0.114]))[:, None]  # BT.601
+            wanted = (wanted @ wanted.new_tensor(LUMA))[:, None]
         gap = rgb[:, None] - wanted[None, :, :, None, None]  # (b k c h w)
         # A soft choice of the nearest: its gradient does not jump where two are equally near.
         near = gap.square().sum(2).div(-2 * TOLERANCE**2).logsumexp(1)  # (b h w)
@@ -108,8 +110,12 @@ def opaque(raw: Tensor) -> Tensor:
 def fitted(raw: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Pictures as another model wants them: (b, c, h, w) of shape (c, h, w), resized, grey or coloured."""
     x = opaque(raw)
-    if x.shape[1] != shape[0]:
-        x = x.expand(-1, shape[0], -1, -1) if x.shape[1] == 1 else x.mean(1, keepdim=True)
+    if x.shape[1] == 1 and shape[0] > 1:
+        x = x.expand(-1, 3, -1, -1)
+    elif x.shape[1] == 3 and shape[0] == 1:
+        x = (x * x.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
+    if shape[0] == 4:
+        x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
     if tuple(x.shape[2:]) != tuple(shape[1:]):
         x = F.interpolate(x, tuple(shape[1:]), mode="bilinear", antialias=True, align_corners=False)
     return x

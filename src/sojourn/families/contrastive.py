@@ -116,7 +116,8 @@ class Contrastive(Family):
         x = diffaugment(batch.x) if self.config.augment and self.training else batch.x
         places, said = self.embed_pictures(x), self.embed_words(batch.cond, len(batch))
         scale = self.words.scale.clamp(max=HOTTEST).exp()
-        cosines = places.float() @ said.float().T  # (pictures, words)
+        with torch.autocast(places.device.type, enabled=False):
+            cosines = places @ said.T  # (pictures, words)
         # A row without weight is nobody's neighbour, but its own.
         absent = (batch.weight == 0)[None] & ~torch.eye(len(batch), dtype=torch.bool)
         same = alike(batch.cond, len(batch)) & ~absent

@@ -178,7 +178,9 @@ class LM(Family):
             )
             token = torch.cat([chosen, chosen])[:, None] if guided else chosen[:, None]
         if energies:
-            badness = torch.stack([energy(rows.x, cond) for energy in energies]).sum(dim=0)
+            # one candidate of every sample at a time: an energy may hold a row for each sample
+            each = [(x, cond[: len(x)] if cond.rows else cond) for x in rows.x.chunk(copies)]
+            badness = torch.cat([torch.stack([energy(x, c) for energy in energies]).sum(dim=0) for x, c in each])
         else:
             badness = -rows.score / rows.drawn
         best = badness.view(copies, samples).argmin(dim=0)  # (b,)

@@ -198,6 +198,13 @@ class StyleGAN2(GAN):
 
         yield from self.walked(decode, z, cond, guides, noise, options)
 
+    def verdict(self, x: Tensor, cond: Cond) -> Tensor:
+        """Each picture by itself: the discriminator compares those of a batch."""
+        rows = [
+            super(StyleGAN2, self).verdict(x[i : i + 1], cond[i : i + 1] if cond.rows else cond) for i in range(len(x))
+        ]
+        return torch.cat(rows)
+
     def _step(self, options: StyleGAN2Options) -> Tensor | float:
         """What `direction` and `move` add to every w, (w_dim,)."""
         if not options.move:

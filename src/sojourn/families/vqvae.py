@@ -42,7 +42,8 @@ class Codebook(nn.Module):
     def nearest(self, z: Tensor) -> Tensor:
         """Index of the nearest vector to each place of z (b, d, ...), (b, ...) long."""
         flat = z.detach().movedim(1, -1).float()  # (b ... d)
-        distance = self.vectors.square().sum(1) - 2 * flat @ self.vectors.T  # (b ... k), without what is equal for all
+        with torch.autocast(z.device.type, enabled=False):  # codes lie closer together than bf16 can tell
+            distance = self.vectors.square().sum(1) - 2 * flat @ self.vectors.T  # (b ... k), less what all share
         return distance.argmin(-1)
 
     def look_up(self, index: Tensor) -> Tensor:
@@ -156,6 +157,7 @@ class VQVAE(Autoencoder):
         flat = index.flatten()
         share = weight[:, None, None].expand(index.shape).flatten()
         latents = z.movedim(1, -1).flatten(0, 2)  # (b h w, z)
+        latents = torch.where(share[:, None] > 0, latents, 0.0)
         count = torch.zeros(self.config.codes).index_add_(0, flat, share)
         total = torch.zeros_like(self.book.total).index_add_(0, flat, latents * share[:, None])
         spread = torch.zeros(self.config.codes).index_add_(0, flat, gap.sum(1).flatten() * share)

@@ -28,7 +28,7 @@ ROUNDS = 3
 BATCH = 64
 
 
-def classified(model: Model, bench: Bench, seen: int, found: Findings) -> Iterator[Event]:
+def classified(model: Model, bench: Bench, seen: int, found: Findings, steps: int | None = None) -> Iterator[Event]:
     """Accuracy on held-out pictures of classifiers that saw `seen` pictures: real ones, real and drawn, drawn alone.
 
     As many are drawn as there are real ones in training, of the same classes. Raises InvalidInput for a package that
@@ -45,15 +45,17 @@ def classified(model: Model, bench: Bench, seen: int, found: Findings) -> Iterat
     known = set(names)
     rows = [i for i in bench.real.tolist() if data.label_name(i, column) in known]
     train = [i for i in rows if data.split[i] == 0]
-    held = [i for i in rows if data.split[i] != 0]
-    if len(held) < 2 or len({data.labels[i, at] for i in train}) < 2:
+    taught = {data.labels[i, at] for i in train}
+    first = [i for i in rows if data.rows[i].get("hex", data.rows[i]["group"]) == data.rows[i]["group"]]
+    held = [i for i in first if data.split[i] != 0 and data.labels[i, at] in taught]
+    if len(held) < 2 or len(taught) < 2:
         raise InvalidInput(
             'a classifier needs two classes and held-out pictures; "{set}" has {classes} and {held}',
-            set=data.info.name, classes=len({data.labels[i, at] for i in train}), held=len(held),
+            set=data.info.name, classes=len(taught), held=len(held),
         )  # fmt: skip
     prompts = [Prompt.plain(str(data.label_name(i, column)), data.rows[i].get("style")) for i in train]
     drawn = []
-    for picture in model.sample(prompts, bench.seed, BATCH):
+    for picture in model.sample(prompts, bench.seed, BATCH, options={} if steps is None else {"steps": steps}):
         drawn.append(picture.pil)
         if len(drawn) % BATCH == 0:
             yield Progress(

@@ -51,7 +51,7 @@ def evaluate(
                 yield from _asked(model, bench, judge, found, steps)
         yield from readers.read(model, groups, bench, found)
         if classifier is not None:
-            yield from classified(model, bench, classifier, found)
+            yield from classified(model, bench, classifier, found, steps)
         yield found
 
 

@@ -20,7 +20,7 @@ from sojourn.schema import Event, Log, Progress
 from sojourn.types import Batch, Cond
 
 LEAST, FEW = 8, 200
-"""Rows below which there is nothing to learn from, and below which they are learnt by heart."""
+"""Pictures below which there is nothing to learn from, and below which they are learnt by heart."""
 
 
 class Feed:
@@ -39,13 +39,14 @@ class Feed:
     def check(self, split: str) -> Iterator[Event]:
         """Compare the set with what this run began with, and its size with what can be learned from.
 
-        Raises DataError for other classes or another shape than then, and for a handful of rows.
+        Raises DataError for other classes or another shape than then, and for a handful of pictures. (A text set may be
+        one long document.)
         """
-        info, path = self.data.info, self.folder / "set.json"
-        count = len(self.data.indices(split))
+        info, path = self.data.info, self.folder / "trained-on.json"
+        count = len(self.data.indices(split)) if info.kind == "image" else FEW
         if count < LEAST:
             raise DataError(
-                'the set "{name}" has {count} rows to train on; give {least} at least, better some hundreds',
+                'the set "{name}" has {count} pictures to train on; give {least} at least, better some hundreds',
                 name=info.name, count=count, least=LEAST,
             )  # fmt: skip
         if path.is_file():
@@ -61,8 +62,9 @@ class Feed:
                     level="warning",
                     text=f"the set had {before.count:,} rows when this run began, now {len(self.data):,}",
                 )
-        elif count < FEW:
-            yield Log(level="warning", text=f"{count} rows are few: they will be learnt by heart")
+            return
+        if count < FEW:
+            yield Log(level="warning", text=f"{count} pictures are few: they will be learnt by heart")
         safefile.write_bytes(path, info.model_dump_json().encode())
 
     def prepare(self) -> Iterator[Event]:
