@@ -171,7 +171,7 @@ class Text:
                 'conditioner "text" has no use for column "{found}"; it takes "style" alone', found=extra[0]
             )
         part = (parts or {}).get(self._config.part)
-        if part is None or part.family.spec.kind != "text" or "embed" not in part.family.can:
+        if part is None or "embed" not in part.family.can or part.family.spec.kind != "text":
             raise ConfigError(
                 'conditioner "text" needs a part "{part}" that embeds text; name one under parts',
                 part=self._config.part,

@@ -66,8 +66,9 @@ class Model:
 
     @property
     def reads_words(self) -> bool:
-        """Whether a prompt must say something: not where nothing or a class is asked for."""
-        return self.card.conditioner.id not in ("none", "labels")
+        """Whether a prompt must say something: not where a package was trained without words and classes."""
+        id = self.card.conditioner.id
+        return bool(self.classes) if id == "labels" else id != "none"
 
     @property
     def can(self) -> set[str]:
