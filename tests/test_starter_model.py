@@ -112,3 +112,22 @@ def test_chaos_moves_the_pictures_and_its_seed_fixes_how(model: sojourn.Model, w
     )
     assert np.abs(calm - wild).max() > 0
     assert np.array_equal(wild, again)
+
+
+def test_rules_bend_what_it_draws_and_leave_a_cat(model: sojourn.Model) -> None:
+    def drawn(**rules: object) -> np.ndarray:
+        pictures = model.imagine("a cat", n=4, seed=1, style="noto", **rules)
+        return np.stack([np.asarray(p.pil.convert("RGB"), float) for p in pictures])
+
+    def odd(x: np.ndarray) -> float:
+        return float(np.abs(x - x[:, :, ::-1]).mean())
+
+    def inked(x: np.ndarray) -> float:
+        return float((x.min(axis=3) < 200).mean())
+
+    plain, mirrored, red = drawn(), drawn(symmetry=True), drawn(palette=("red",))
+    assert odd(mirrored) < 0.6 * odd(plain)
+    assert inked(mirrored) > 0.5 * inked(plain), "a blank picture mirrors itself too"
+    colour = red[red.min(axis=3) < 200].mean(axis=0)
+    assert colour[0] > 180 > 130 > max(colour[1], colour[2])
+    assert inked(red) > 0.4 * inked(plain)

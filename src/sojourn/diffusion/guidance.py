@@ -233,11 +233,11 @@ def energy(fn: Energy, weight: float = 1.0, name: str = "energy") -> Guide:
 
 
 def descend(denoise: Denoise, fn: Energy) -> Denoise:
-    """x0 - s * w(sigma) * gradient of fn at x0, with w = sigma^2 / (1 + sigma^2); not through the net.
+    """x0 - t * gradient of fn at x0, not through the net, with t where fn(x0) + |move|^2 / (2 w) is lowest on the way.
 
-    w is the variance of x0 given x for data of unit variance; s <= 1 goes to the lowest place on the way of
-    fn(x0) + |move|^2 / (2 w), by fn at both ends of a whole step: 1 for a linear fn, 1 / (1 + k w) for one of curvature
-    k, so that no energy is too steep. So a walk of Gaussian data ends about where p(x0) * exp(-fn(x0)) is.
+    w = sigma^2 / (1 + sigma^2) is the variance of x0 given x for data of unit variance. t is w for a linear fn and
+    w / (1 + k w) for one of curvature k, so that no energy is too steep; k is felt for along the gradient, not farther
+    than fn or a nat would last. So a walk of Gaussian data ends about where p(x0) * exp(-fn(x0)) is.
     Source: Song et al. 2023 (PiGDM), eq. 7 and 8, with the net's Jacobian left out; the step is a proximal one.
     """
 
@@ -248,12 +248,13 @@ def descend(denoise: Denoise, fn: Energy) -> Denoise:
             value = fn(leaf, cond)  # (b,)
             (gradient,) = torch.autograd.grad(value.sum(), leaf)
         x0, value = x0.detach(), value.detach()
-        whole = like(sigma**2 / (1 + sigma**2), x) * gradient
-        fall = (whole * gradient).flatten(1).sum(1)  # (b,) what a straight line would lose
+        variance = sigma**2 / (1 + sigma**2)
+        slope = gradient.square().flatten(1).sum(1).clamp(min=1e-20)  # (b,) what a step of 1 loses on a straight line
+        probe = torch.minimum(variance, (value.abs() + 1) / slope)
         with torch.no_grad():
-            bend = 2 * (fn(x0 - whole, cond) - value + fall)  # curvature along the step
-        share = fall / (fall + bend.clamp(min=0)).clamp(min=1e-20)
-        return x0 - like(share, x) * whole
+            gap = fn(x0 - like(probe, x) * gradient, cond) - value + probe * slope
+        curvature = 2 * gap.clamp(min=0) / (probe.square() * slope).clamp(min=1e-20)
+        return x0 - like(variance / (1 + variance * curvature), x) * gradient
 
     return bent
 
