@@ -197,6 +197,7 @@ def test_sample_makes_a_set_and_goes_on(packages_folder: Path, here: Path, capsy
     assert run(args) == 0
     assert files[9].read_bytes() == before
     rows = [json.loads(line) for line in (here / "many" / "metadata.jsonl").read_text().splitlines()]
+    assert all(row["label"] == row["text"] for row in rows), "a class is its pictures' label"
     assert [row["text"] for row in rows] == [str(i % 10) for i in range(12)]
     assert run(["prepare", "many", "--to", str(here / "again"), "--size", "8"]) == 0
     assert (here / "again" / "set.json").is_file()

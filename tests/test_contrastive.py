@@ -149,6 +149,11 @@ def test_finding_by_words_and_by_likeness(package: Path, photos: Path, tmp_path:
     changed = Album(packages.load(package), photos, tmp_path)
     assert list(changed.look()), "another folder than before"
     (photos / "new.png").unlink()
+    loaded = packages.load(package)
+    list(Album(loaded, photos, tmp_path).look())
+    assert list(Album(loaded, photos, tmp_path).look()) == []
+    loaded.card.identity = "0" * 64
+    assert list(Album(loaded, photos, tmp_path).look()), "another package sees them otherwise"
 
 
 def test_finding_in_a_set_and_by_the_command_line(

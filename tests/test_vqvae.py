@@ -14,9 +14,10 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from sojourn import engine, package
-from sojourn.codecs.text import BOS, FIRST, PAD
+from sojourn.codecs.text import BOS, EOS, FIRST, PAD
 from sojourn.config import Recipe, Stage, TrainConfig
 from sojourn.errors import ConfigError
+from sojourn.families.lm import LM
 from sojourn.families.vqvae import VQVAE, Codebook, straight_through
 from sojourn.registry import preset
 from sojourn.schema import Part
@@ -221,6 +222,21 @@ def test_every_sample_has_all_codes_and_shows_them_as_they_come(written: Path):
         assert len(frame.pictures) == 4
     tokens = frames[-1].state.x0
     assert (tokens[:, 0] == BOS).all()
+    assert (tokens[:, 1:] >= FIRST).all()
+
+
+def test_no_code_of_a_picture_is_the_end_of_a_text():
+    """However likely a fresh net finds it."""
+    lm = LM(LM.Config(**preset("lm", "tiny")), DataSpec("codes", (17,), vocab=FIRST + 16)).eval()
+    plain = lm.net.forward
+
+    def ending(*args: object, **options: object) -> Tensor:
+        logits = plain(*args, **options)
+        logits[:, EOS] = 50.0
+        return logits
+
+    lm.net.forward = ending  # type: ignore[method-assign]
+    tokens = list(lm.sample(Cond(), Noise([1, 2]), LM.Options()))[-1].x0
     assert (tokens[:, 1:] >= FIRST).all()
 
 

@@ -372,6 +372,25 @@ def test_styles_mix_from_a_layer_on():
         torch.testing.assert_close(styled(family, both, mix=0), family.G.synthesis(styles, eps))
 
 
+def test_a_table_of_mixes_has_the_coarse_styles_of_its_rows(monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def drawn(model: object, one: object, noise: Noise, options: dict[str, int]) -> list[Image.Image]:
+        late = noise.late.seeds if isinstance(noise, Spliced) else None
+        asked.append((noise.seeds, late, options.get("mix")))
+        return [Image.new("RGB", (4, 4))]
+
+    class Mixing:
+        family = stylegan()
+
+        def request(self, prompt: str, **more: object) -> None:
+            return None
+
+    monkeypatch.setattr(film, "_drawn", drawn)
+    film.mixed(Mixing(), "", [1, 2], [7], 3)  # type: ignore[arg-type]
+    assert asked == [((7,), None, None), ((1,), None, None), ((1,), (7,), 3), ((2,), None, None), ((2,), (7,), 3)]
+
+
 def test_directions_are_the_singular_vectors_of_what_layers_are_told():
     family = stylegan()
     layers = [module.style for module in family.G.synthesis.modules() if hasattr(module, "demodulate")]
