@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import sojourn
+from sojourn import card
+from sojourn import package as packages
 from sojourn.config import Recipe, Stage, TrainConfig
 from sojourn.data.dataset import Item, LabelColumn, PackedSet, SetInfo, SetWriter
 from sojourn.schema import Part
@@ -29,6 +31,11 @@ from sojourn.train.loop import Run
 from sojourn.types import Cond
 
 PICTURES, SIDE, BATCH, ROUNDS = 2048, 64, 32, 8
+FAMILIES = (
+    *((id, "64") for id in ("flow", "edm", "dcgan", "lsgan", "wgan-gp", "sngan", "multi-gan", "biggan", "stylegan2")),
+    *((id, "64") for id in ("r3gan", "vae", "beta-vae", "cvae", "denoising-vae", "vq-vae", "vae-gan", "contrastive")),
+    ("lm", "small"),
+)
 
 
 def timed(fn: Callable[[], object]) -> float:
@@ -49,50 +56,77 @@ def random_set(folder: Path) -> PackedSet:
     return PackedSet(folder)
 
 
+def random_texts(folder: Path) -> PackedSet:
+    """Texts of random letters."""
+    rng = np.random.default_rng(0)
+    with SetWriter(folder, SetInfo(name="letters", kind="text")) as writer:
+        for i in range(PICTURES):
+            writer.add(Item(f"t{i}", "".join(chr(97 + k) for k in rng.integers(0, 26, 200))))
+    return PackedSet(folder)
+
+
 def training(family: str, preset: str, data: PackedSet, folder: Path, peak: float) -> None:
-    """One update of the loop against the same net, loss and optimizer in a bare loop, in turn; peak in FLOP/s."""
+    """Updates of the loop against the same nets, losses and optimizers in a bare loop, in turn; peak in FLOP/s."""
+    words = family == "contrastive"
+    conditioner = Part(id="text", config={"length": 10}) if words else Part(id="labels")
+    codec, parts = None, {"text": packages.load(card.find("emoji/text"))} if words else {}
+    if family == "lm":
+        conditioner, codec = None, Part(id="text", config={"tokenizer": "chars", "length": 128})
     train = TrainConfig(batch_size=BATCH, micro_batch=BATCH, hooks=())
-    stage = Stage(data=str(data.folder), family=family, preset=preset, conditioner=Part(id="labels"), train=train)
-    package = build(stage, data, {}, Recipe(name="bench", stage=[stage]))
+    stage = Stage(
+        data=str(data.folder), family=family, preset=preset, conditioner=conditioner, codec=codec, train=train
+    )
+    package = build(stage, data, parts, Recipe(name="bench", stage=[stage]))
     run = Run(package, data, train, folder)
     for _ in run.start():
         pass
     batch = run.feed.batch(0, BATCH)
-    net = run.family
-    phase = run.phases[0]
-    bare_optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=True)
+    net, phases = run.family, run.phases
+    bare_optimizers = {
+        phase.nets: torch.optim.AdamW(
+            [p for name in phase.nets for p in net.get_submodule(name).parameters()], lr=1e-6, fused=True
+        )
+        for phase in phases
+    }
+    cycle = max(phase.every for phase in phases)  # rounds after which every phase was due
 
     def bare() -> None:
-        for p in net.parameters():
-            p.requires_grad_(True)
-        for phase in run.phases:
-            for _ in range(phase.repeat):
-                bare_optimizer.zero_grad(set_to_none=True)
-                net.loss(phase.name, batch, 0).value.mean().backward()
-                bare_optimizer.step()
+        for i in range(cycle):
+            for phase in phases:
+                for _ in range(phase.repeat if i % phase.every == 0 else 0):
+                    net.requires_grad_(False)
+                    for name in phase.nets:
+                        net.get_submodule(name).requires_grad_(True)
+                    bare_optimizers[phase.nets].zero_grad(set_to_none=True)
+                    net.loss(phase.name, batch, 0).value.mean().backward()
+                    bare_optimizers[phase.nets].step()
 
-    run.one_round()
+    def loop() -> None:
+        for _ in range(cycle):
+            run.one_round()
+
+    loop()
     bare()
     flops = counted(bare)
     loops, bares, loads = [], [], []
-    for i in range(ROUNDS):
-        loops.append(timed(run.one_round))
+    for i in range(max(4, ROUNDS // cycle)):
+        loops.append(timed(loop))
         bares.append(timed(bare))
         loads.append(timed(lambda i=i: run.feed.batch(i + 1, BATCH)))
-    ratio = statistics.median(a / b for a, b in zip(loops, bares, strict=True))
-    draws = sum(phase.repeat for phase in run.phases)
+    ratio = statistics.median(a / b for a, b in zip(bares, loops, strict=True))
+    draws = sum(phase.repeat / phase.every for phase in phases) * cycle
     share = statistics.median(loads) * draws / statistics.median(loops)
-    rate = BATCH * run.phases[0].repeat / statistics.median(loops)
+    rate = BATCH * phases[0].repeat * cycle / statistics.median(loops)
     used = f"{flops / statistics.median(bares) / peak:4.0%}" if flops else "   ?"
     print(
-        f"{family}/{preset:10} loop / bare loop {ratio:5.2f}   loader {share:6.2%} of a step   "
-        f"{used} of the GEMM peak   {rate:7.1f} pictures/s"
+        f"{family + '/' + preset:18} throughput of a bare loop {ratio:5.2f}   loader {share:6.2%} of a step   "
+        f"{used} of the GEMM peak   {rate:7.1f} samples/s",
+        flush=True,
     )
-    del phase
 
 
 def counted(call: Callable[[], None]) -> int:
-    """FLOP of a call; 0 where torch cannot count them, which is for a gradient of a gradient."""
+    """FLOP of a call; 0 where torch cannot count them, which is for a gradient of a gradient in a plain convolution."""
     try:
         with FlopCounterMode(display=False) as counter:
             call()
@@ -225,8 +259,9 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         data = random_set(Path(folder) / "noise")
-        for family, preset in (("flow", "64"), ("edm", "64"), ("dcgan", "64"), ("vae", "64")):
-            training(family, preset, data, Path(folder) / f"{family}-{preset}", peak)
+        texts = random_texts(Path(folder) / "texts")
+        for family, preset in FAMILIES:
+            training(family, preset, texts if family == "lm" else data, Path(folder) / f"{family}-{preset}", peak)
     warm()
     cold()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from sojourn.families.dcgan import DCGAN, DCGANConfig, DCGANOptions, classificat
 from sojourn.nets import losses
 from sojourn.nets.conv import Discriminator, Generator
 from sojourn.nets.spectral import advance, normalised
+from sojourn.nets.twice import Conv2d
 from sojourn.registry import get, preset
 from sojourn.types import Batch, Cond, DataSpec, Guide, Noise
 
@@ -42,6 +44,30 @@ def batch(spec: DataSpec = CLASSES, rows: int = 6) -> Batch:
 def only(family: DCGAN, name: str) -> None:
     for child in ("G", "D"):
         family.get_submodule(child).requires_grad_(child == name)
+
+
+# Convolutions that are differentiated twice
+
+
+@pytest.mark.parametrize(
+    "how", [{"padding": 1}, {"stride": 2, "padding": 1}, {"groups": 2, "bias": False}, {"dilation": 2}], ids=str
+)
+def test_a_convolution_and_its_gradients_of_two_orders(how: dict[str, Any]):
+    torch.manual_seed(0)
+    plain, ours = (kind(4, 6, 3, **how).double() for kind in (nn.Conv2d, Conv2d))
+    ours.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 4, 6, 6, dtype=torch.double, requires_grad=True)
+    assert torch.allclose(ours(x), plain(x), atol=1e-12)
+    weight = ours.weight.detach().clone().requires_grad_()
+
+    def call(x: Tensor, weight: Tensor) -> Tensor:
+        return torch.func.functional_call(ours, {"weight": weight}, x)
+
+    assert torch.autograd.gradcheck(call, (x, weight))
+    assert torch.autograd.gradgradcheck(call, (x, weight))
+    for conv in (plain, ours):  # and the whole way to the weights, as a penalty goes
+        losses.zero_centred_penalty(conv(x).square().sum(dim=(1, 2, 3)), x).sum().backward()
+    assert torch.allclose(ours.weight.grad, plain.weight.grad, rtol=1e-10)
 
 
 # Adversarial terms

@@ -18,6 +18,7 @@ from sojourn.families.base import BaseOptions, Phase
 from sojourn.families.gan import GAN, GANConfig, GANOptions
 from sojourn.nets import losses
 from sojourn.nets.conv import COND_DIM, check_picture, conditional, embedding, stage_widths, with_condition
+from sojourn.nets.twice import Conv2d
 from sojourn.registry import register
 from sojourn.types import Batch, Cond, DataSpec, Guide, Loss, Noise, Step
 
@@ -62,9 +63,9 @@ class Block(nn.Module):
     def __init__(self, channels: int, expansion: int, groups: int, blocks: int) -> None:
         super().__init__()
         inner = channels * expansion
-        self.widen = nn.Conv2d(channels, inner, 1)
-        self.mix = nn.Conv2d(inner, inner, 3, padding=1, groups=inner // groups)
-        self.back = nn.Conv2d(inner, channels, 1, bias=False)
+        self.widen = Conv2d(channels, inner, 1)
+        self.mix = Conv2d(inner, inner, 3, padding=1, groups=inner // groups)
+        self.back = Conv2d(inner, channels, 1, bias=False)
         for conv in (self.widen, self.mix):
             scaled(conv, blocks**-0.25)
         nn.init.zeros_(self.back.weight)
@@ -81,7 +82,7 @@ class Resample(nn.Module):
     def __init__(self, cin: int, cout: int, up: bool) -> None:
         super().__init__()
         self.up = up
-        self.conv = nn.Conv2d(cin, cout, 1, bias=False) if cin != cout else nn.Identity()
+        self.conv = Conv2d(cin, cout, 1, bias=False) if cin != cout else nn.Identity()
         if isinstance(self.conv, nn.Conv2d):
             scaled(self.conv, 1.0, SLOPE_OF_LINEAR)
 
@@ -136,7 +137,7 @@ class R3Generator(nn.Module):
         self.scale = nn.Linear(config.z_dim + (COND_DIM if self.embed is not None else 0), widths[0], bias=False)
         scaled(self.scale, 1.0, SLOPE_OF_LINEAR)
         self.body = trunk(widths, config, up=True)
-        self.out = nn.Conv2d(widths[-1], spec.shape[0], 1, bias=False)
+        self.out = Conv2d(widths[-1], spec.shape[0], 1, bias=False)
         scaled(self.out, 1.0, SLOPE_OF_LINEAR)
 
     def forward(self, z: Tensor, cond: Cond) -> Tensor:
@@ -152,11 +153,11 @@ class R3Discriminator(nn.Module):
         super().__init__()
         coarsest, widths = widths_of(spec, config)
         widths = widths[::-1]
-        self.enter = nn.Conv2d(spec.shape[0], widths[0], 1)
+        self.enter = Conv2d(spec.shape[0], widths[0], 1)
         scaled(self.enter, 1.0, SLOPE_OF_LINEAR)
         self.body = trunk(widths, config, up=False)
         # each channel of the coarsest map to one number
-        self.gather = nn.Conv2d(widths[-1], widths[-1], coarsest, groups=widths[-1], bias=False)
+        self.gather = Conv2d(widths[-1], widths[-1], coarsest, groups=widths[-1], bias=False)
         self.embed = embedding(spec, COND_DIM) if conditional(spec) else None
         self.out = nn.Linear(widths[-1], COND_DIM if self.embed is not None else 1, bias=False)
         for layer in (self.gather, self.out):
@@ -176,7 +177,7 @@ class R3Discriminator(nn.Module):
     presets={
         "tiny": {"z_dim": 32, "width": 16, "max_width": 32, "groups": 16},
         "32": {"width": 64, "max_width": 192, "depth": 2},
-        "64": {"width": 32, "max_width": 192},
+        "64": {"width": 16, "max_width": 192},
         "128": {"width": 16, "max_width": 192},
     },
     about="R3GAN: a relativistic loss that converges, and no tricks",

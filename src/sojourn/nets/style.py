@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sojourn.nets.conv import COND_DIM, check_picture, conditional, embedding, stage_widths
+from sojourn.nets.twice import conv2d
 from sojourn.types import Cond, DataSpec
 
 SLOPE, GAIN = 0.2, math.sqrt(2)
@@ -50,7 +51,8 @@ class EqualConv(nn.Module):
         self.scale, self.padding = 1 / math.sqrt(cin * size * size), size // 2
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight * self.scale, self.bias, padding=self.padding)
+        out = conv2d(x, self.weight * self.scale, self.padding)
+        return out if self.bias is None else out + self.bias[:, None, None]
 
 
 class Modulated(nn.Module):
@@ -68,7 +70,7 @@ class Modulated(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         weight, style = self.weight * self.scale, self.style(w)  # (b, cin)
-        x = F.conv2d(x * style[:, :, None, None], weight, padding=self.padding)
+        x = conv2d(x * style[:, :, None, None], weight, self.padding)
         if self.demodulate:
             power = style.square() @ weight.square().sum(dim=(2, 3)).T  # (b, cout)
             x = x * (power + 1e-8).rsqrt()[:, :, None, None]
@@ -148,7 +150,7 @@ class Synthesis(nn.Module):
         return len(self.layers)
 
     def forward(self, w: Tensor, eps: Sequence[Tensor]) -> Tensor:
-        h = self.start.expand(w.shape[0], -1, -1, -1)
+        h = self.start.expand(w.shape[0], -1, -1, -1).contiguous(memory_format=torch.channels_last)
         picture: Tensor | None = None
         for i, layer in enumerate(self.layers):
             h = layer(h, w[:, i], eps[i])
@@ -179,7 +181,7 @@ class StyleDiscriminator(nn.Module):
         self.out = EqualLinear(widths[-1], COND_DIM if self.embed is not None else 1)
 
     def forward(self, x: Tensor, cond: Cond) -> Tensor:
-        h = activate(self.enter(x))
+        h = activate(self.enter(x).contiguous(memory_format=torch.channels_last))
         for block in self.blocks:
             h = block(h)
         h = activate(self.conv(torch.cat([h, minibatch_stddev(h)], dim=1)))

@@ -31,7 +31,7 @@ from sojourn.train.gradient import Crew, Diverged, Sums, Update, accumulate, com
 from sojourn.train.metrics import held_out
 from sojourn.train.optim import Optimizers, average, schedule
 from sojourn.train.record import Record
-from sojourn.train.room import check_disk, is_out_of_memory, micro_batch
+from sojourn.train.room import check_disk, is_out_of_memory, keep_memory, micro_batch
 from sojourn.train.sheet import draw_sheet
 from sojourn.types import Batch
 
@@ -46,6 +46,7 @@ def train(package: Package, data: PackedSet, config: TrainConfig, folder: Path) 
     """
     if config.threads:
         torch.set_num_threads(config.threads)
+    keep_memory()
     if config.precision == "bf16" and not package.family.bf16:
         raise ConfigError("precision bf16 does not hold for {family}; use fp32", family=package.card.family)
     run = Run(package, data, config, folder)
