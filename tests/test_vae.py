@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
-from sojourn.families.vae import VAE, gaussian, kl_normal, roughness
+from sojourn.families.vae import VAE, Autoencoder, gaussian, kl_normal, roughness
 from sojourn.families.vaegan import VAEGAN, likeness
 from sojourn.registry import preset
 from sojourn.types import Batch, Cond, DataSpec
@@ -88,6 +89,31 @@ def test_noise_is_for_training_alone():
     assert torch.equal(*values)
 
 
+# The weight of the KL term
+
+
+@pytest.mark.parametrize(("kind", "phase"), [(VAE, "elbo"), (VAEGAN, "enc")], ids=["vae", "vae-gan"])
+def test_the_kl_term_grows_in_and_counts_in_full_where_nothing_is_trained(kind: type[Autoencoder], phase: str):
+    torch.manual_seed(0)
+    name = "vae" if kind is VAE else "vae-gan"
+    changes = {"beta": 0.5, "anneal": 100}
+    family = kind(kind.Config(**{**preset(name, "tiny"), **changes}), DataSpec("image", (1, 16, 16)))
+    data = Batch(torch.rand(4, 1, 16, 16) * 2 - 1, Cond(), torch.ones(4))
+
+    def at(seen: int) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(7)
+        loss = family.loss(phase, data, seen)
+        return loss.value.detach(), loss.logs["loss/kl"]
+
+    family.train()
+    start, kl = at(0)
+    for seen, share in ((25, 0.25), (100, 1), (500, 1)):
+        torch.testing.assert_close(at(seen)[0], start + share * 0.5 * kl)
+    family.eval()
+    torch.testing.assert_close(at(0)[0], at(500)[0])
+    torch.testing.assert_close(at(0)[0], start + 0.5 * kl)
+
+
 # Denoising
 
 
@@ -100,11 +126,11 @@ def test_a_denoising_vae_is_asked_for_the_clean_picture():
     x = torch.rand(4, 1, 8, 8) * 2 - 1
     data = Batch(x, Cond(), torch.ones(4))
     torch.manual_seed(7)
-    loss = noisy.loss("elbo", data, 0)
+    loss = noisy.loss("elbo", data, noisy.config.anneal)
     torch.manual_seed(7)
     mean, logvar = gaussian(noisy.enc(x + 0.5 * torch.randn_like(x), Cond()))
     out = noisy.dec(mean + (logvar / 2).exp() * torch.randn_like(mean), Cond())
-    torch.testing.assert_close(loss.value, (out - x).abs().mean((1, 2, 3)) + kl_normal(mean, logvar) / 64)
+    torch.testing.assert_close(loss.value, (out - x).square().mean((1, 2, 3)) / 2 + kl_normal(mean, logvar) / 64)
     noisy.eval(), plain.eval()
     torch.manual_seed(7)
     held_out = noisy.loss("elbo", data, 0).value
@@ -134,7 +160,7 @@ def test_likeness_is_measured_in_the_middle_of_the_discriminator():
 
 
 def test_each_third_of_a_vaegan_has_its_own_loss():
-    family = vaegan(conditional=True, similarity=3.0, pixels=2.0, beta=0.5, penalty=0.0)
+    family = vaegan(conditional=True, similarity=3.0, pixels=2.0, beta=0.5, penalty=0.0, anneal=0)
     x = torch.rand(4, 3, 16, 16) * 2 - 1
     cond = Cond(labels=torch.tensor([[0], [1], [2], [3]]))
     data = Batch(x, cond, torch.ones(4))

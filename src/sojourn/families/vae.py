@@ -43,6 +43,13 @@ class GaussianConfig(AutoencoderConfig):
 
     beta: float = Field(1.0, ge=0)
     """Weight of the KL term. 0 = a plain autoencoder with noise."""
+    anneal: int = Field(10_000, ge=0)
+    """Samples of training over which beta grows from 0: else latents may fall silent before the decoder has learnt to
+    read them. 0 = at once. Source: Bowman et al. 2016, sec. 3.1."""
+
+    def annealed(self, seen: int | None) -> float:
+        """Weight of the KL term after `seen` samples of training, or at its end."""
+        return self.beta * (1.0 if seen is None or seen >= self.anneal else seen / self.anneal)
 
 
 class Encoder(nn.Module):
@@ -188,6 +195,7 @@ class Autoencoder(Family):
             "latent": "map",
             "beta": 1e-3,
             "edges": 1.0,
+            "reconstruction": "l1",
         },
     },
     about="VAE: a smooth latent space; blurry samples, stable training",
@@ -230,8 +238,9 @@ class VAE(Autoencoder):
     class Config(GaussianConfig):
         edges: float = Field(0.0, ge=0)
         """Weight of the L1 difference of neighbouring pixels, for sharper lines. 0 = off."""
-        reconstruction: Literal["l1", "l2"] = "l1"
-        """l1: Laplace likelihood. l2: Gaussian of unit variance."""
+        reconstruction: Literal["l1", "l2"] = "l2"
+        """l2: Gaussian likelihood of unit variance. l1: Laplace; crisper for a latent map, a trap for a flat one where most
+        of every picture is one ground: their median is that ground, and nothing is learnt beyond it."""
         corruption: float = Field(0.0, ge=0, le=2)
         """Std of the noise on a picture before it is encoded, in its own range of -1..1; what is asked for is the clean
         one. 0 = off."""
@@ -265,7 +274,7 @@ class VAE(Autoencoder):
         size = batch.x[0].numel()
         recon = error.flatten(1).mean(1)  # (b,)
         kl = kl_normal(mean, logvar) / size  # (b,)
-        value = recon + self.config.beta * kl
+        value = recon + self.config.annealed(seen if self.training else None) * kl
         logs = {"loss/recon": recon.detach(), "loss/kl": kl.detach()}
         if self.config.edges:
             lines = gradient_l1(out, batch.x)

@@ -71,7 +71,8 @@ class VAEGAN(Autoencoder):
         logs = {"loss/like": like.detach(), "loss/pixels": pixels.detach()}
         if phase == "enc":
             kl = kl_normal(mean, logvar) / x[0].numel()
-            return Loss(like + config.pixels * pixels + config.beta * kl, logs | {"loss/kl": kl.detach()})
+            beta = config.annealed(seen if self.training else None)
+            return Loss(like + config.pixels * pixels + beta * kl, logs | {"loss/kl": kl.detach()})
         fooled = (losses.logistic_g(self.D(again, cond)) + losses.logistic_g(self.D(fresh, cond))) / 2
         value = config.similarity * like + config.pixels * pixels + fooled
         return Loss(value, logs | {"loss/G": fooled.detach()})
