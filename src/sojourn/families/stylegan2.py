@@ -89,9 +89,9 @@ class StyleGenerator(nn.Module):
     "stylegan2",
     presets={
         "tiny": {"z_dim": 32, "w_dim": 32, "mapping": 2, "width": 8, "max_width": 32, "r1_every": 2, "path_every": 2},
-        "32": {"width": 48, "max_width": 192},
-        "64": {"width": 24, "max_width": 192},
-        "128": {"width": 16, "max_width": 256},
+        "32": {"width": 48, "max_width": 192, "gamma": 0.02},
+        "64": {"width": 24, "max_width": 192, "gamma": 0.05},
+        "128": {"width": 16, "max_width": 256, "gamma": 0.2},
     },
     about="StyleGAN2: smooth latents, coarse and fine styles apart; best on sets of one kind of thing",
     source="Karras et al. 2020, Analyzing and Improving the Image Quality of StyleGAN",

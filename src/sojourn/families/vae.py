@@ -95,9 +95,12 @@ class Decoder(nn.Module):
         widths = config.widths
         self.side = side_of(spec, config)
         self.flat = config.latent == "flat"
+        self.cond = CondEmbed(spec, widths[-1]) if conditional(spec, config) else None
         self.enter: nn.Module
         if self.flat:
-            self.enter = nn.Linear(config.z, widths[-1] * self.side[0] * self.side[1])
+            # The condition has a say about each place, as the latent has: a class or words lay a picture out.
+            told = widths[-1] if self.cond is not None else 0
+            self.enter = nn.Linear(config.z + told, widths[-1] * self.side[0] * self.side[1])
         else:
             self.enter = nn.Conv2d(config.z, widths[-1], 3, padding=1)
         layers: list[nn.Module] = []
@@ -108,14 +111,14 @@ class Decoder(nn.Module):
                 layers.append(nn.PixelShuffle(2))
         layers += [nn.GroupNorm(8, widths[0]), nn.SiLU(), nn.Conv2d(widths[0], channels * stem**2, 3, padding=1)]
         self.layers = nn.ModuleList(layers)
-        self.cond = CondEmbed(spec, widths[-1]) if conditional(spec, config) else None
 
     def forward(self, z: Tensor, cond: Cond) -> Tensor:
-        x = self.enter(z)
+        vector = None if self.cond is None else self.cond(cond, z.shape[0])[0]  # (b, width)
         if self.flat:
-            x = x.view(x.shape[0], -1, *self.side)
-        if self.cond is not None:
-            x = x + self.cond(cond, x.shape[0])[0][:, :, None, None]
+            x = self.enter(z if vector is None else torch.cat([z, vector], dim=1)).view(z.shape[0], -1, *self.side)
+        else:
+            x = self.enter(z)
+            x = x if vector is None else x + vector[:, :, None, None]
         for layer in self.layers:
             x = layer(x)
         return F.pixel_shuffle(x, self.stem) if self.stem > 1 else x
@@ -239,8 +242,8 @@ class VAE(Autoencoder):
         edges: float = Field(0.0, ge=0)
         """Weight of the L1 difference of neighbouring pixels, for sharper lines. 0 = off."""
         reconstruction: Literal["l1", "l2"] = "l2"
-        """l2: Gaussian likelihood of unit variance. l1: Laplace; crisper for a latent map, a trap for a flat one where most
-        of every picture is one ground: their median is that ground, and nothing is learnt beyond it."""
+        """l2: Gaussian likelihood of unit variance. l1: Laplace; crisper for a latent map, a trap for a flat one where
+        most of every picture is one ground: their median is that ground, and nothing is learnt beyond it."""
         corruption: float = Field(0.0, ge=0, le=2)
         """Std of the noise on a picture before it is encoded, in its own range of -1..1; what is asked for is the clean
         one. 0 = off."""
