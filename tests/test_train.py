@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import random
 import signal
 import subprocess
@@ -417,6 +418,19 @@ def test_running_out_of_memory_halves_the_micro_batch(
     found = state.latest(tmp_path / "model" / "state")
     assert found is not None
     assert found[1]["micro"] == 8
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a matter of glibc")
+@pytest.mark.parametrize("kept", [False, True])
+def test_memory_that_a_step_frees_is_kept_for_the_next(kept: bool) -> None:
+    head = "import psutil, torch; from sojourn.train.room import keep_memory"
+    tail = "print(psutil.Process().memory_info().rss >> 20)"
+    work = [*(["keep_memory()"] if kept else []), "x = torch.ones(2**26)", "del x"]
+    first, last = (
+        int(subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True).stdout)
+        for text in ("\n".join([head, tail]), "\n".join([head, *work, tail]))
+    )
+    assert (last - first > 200) == kept, "of 256 MB"
 
 
 def test_a_batch_that_never_fits_is_refused_before_training(

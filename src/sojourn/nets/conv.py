@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from sojourn.errors import Unsupported
 from sojourn.nets.blocks import CondEmbed
 from sojourn.nets.spectral import normalised
-from sojourn.nets.twice import Conv2d
 from sojourn.types import Cond, DataSpec
 
 Norm = Literal["batch", "layer", "none"]
@@ -151,9 +150,9 @@ class Discriminator(Critic):
         channels, side, _ = spec.shape
         coarsest, widths = stage_widths(side, width, max_width)
         widths = widths[::-1]
-        layers: list[nn.Module] = [Conv2d(channels, widths[0], 4, 2, 1), nn.LeakyReLU(0.2)]
+        layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 4, 2, 1), nn.LeakyReLU(0.2)]
         for cin, cout in pairwise(widths):
-            conv = Conv2d(cin, cout, 4, 2, 1, bias=norm == "none")
+            conv = nn.Conv2d(cin, cout, 4, 2, 1, bias=norm == "none")
             layers += [conv, norm_layer(norm, cout), nn.LeakyReLU(0.2)]
         super().__init__(spec, nn.Sequential(*layers), widths[-1] * coarsest**2, heads, project, spectral)
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sojourn.nets.conv import COND_DIM, check_picture, conditional, embedding, stage_widths
-from sojourn.nets.twice import conv2d
 from sojourn.types import Cond, DataSpec
 
 SLOPE, GAIN = 0.2, math.sqrt(2)
@@ -51,8 +50,7 @@ class EqualConv(nn.Module):
         self.scale, self.padding = 1 / math.sqrt(cin * size * size), size // 2
 
     def forward(self, x: Tensor) -> Tensor:
-        out = conv2d(x, self.weight * self.scale, self.padding)
-        return out if self.bias is None else out + self.bias[:, None, None]
+        return F.conv2d(x, self.weight * self.scale, self.bias, padding=self.padding)
 
 
 class Modulated(nn.Module):
@@ -70,7 +68,7 @@ class Modulated(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         weight, style = self.weight * self.scale, self.style(w)  # (b, cin)
-        x = conv2d(x * style[:, :, None, None], weight, self.padding)
+        x = F.conv2d(x * style[:, :, None, None], weight, padding=self.padding)
         if self.demodulate:
             power = style.square() @ weight.square().sum(dim=(2, 3)).T  # (b, cout)
             x = x * (power + 1e-8).rsqrt()[:, :, None, None]

@@ -1,9 +1,8 @@
 """A convolution whose gradient can itself be differentiated at the price of convolutions.
 
-For penalties on a gradient (R1, WGAN-GP, path length). Torch differentiates the gradient of a convolution by one with
-whole maps as weights, group by group, which took most of such a step on a CPU. Here every order of derivative is one of
-three maps, each linear in both of its arguments, with the library's own kernel: the convolution, its transpose, and the
-gradient of its weight.
+For penalties on a gradient. Torch differentiates the gradient of a convolution by one with whole maps as weights, group
+by group, which is slow on a CPU where there are groups. Here every order of derivative is one of three maps, linear
+in each of its arguments, with the library's own kernel: the convolution, its transpose, and the gradient of its weight.
 """
 
 from __future__ import annotations
@@ -22,12 +21,6 @@ class Shape(NamedTuple):
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
-
-
-def conv2d(x: Tensor, weight: Tensor, padding: int = 0) -> Tensor:
-    """F.conv2d(x, weight, padding=padding): x (b, cin, h, w), weight (cout, cin, k, k) -> (b, cout, h', w')."""
-    out: Tensor = _Conv.apply(x, weight, Shape((1, 1), (padding, padding), (1, 1), 1))
-    return out
 
 
 class Conv2d(nn.Conv2d):
