@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ def random_set(folder: Path) -> PackedSet:
 def random_texts(folder: Path) -> PackedSet:
     """Texts of random letters."""
     rng = np.random.default_rng(0)
-    with SetWriter(folder, SetInfo(name="letters", kind="text")) as writer:
+    with SetWriter(folder, SetInfo(name="letters", kind="text", shape=())) as writer:
         for i in range(PICTURES):
             writer.add(Item(f"t{i}", "".join(chr(97 + k) for k in rng.integers(0, 26, 200))))
     return PackedSet(folder)
@@ -67,15 +68,17 @@ def random_texts(folder: Path) -> PackedSet:
 
 def training(family: str, preset: str, data: PackedSet, folder: Path, peak: float) -> None:
     """Updates of the loop against the same nets, losses and optimizers in a bare loop, in turn; peak in FLOP/s."""
-    words = family == "contrastive"
-    conditioner = Part(id="text", config={"length": 10}) if words else Part(id="labels")
-    codec, parts = None, {"text": packages.load(card.find("emoji/text"))} if words else {}
+    how: dict[str, Any] = {"conditioner": Part(id="labels")}
+    parts = {}
+    if family == "contrastive":
+        how, parts = (
+            {"conditioner": Part(id="text", config={"length": 10})},
+            {"text": packages.load(card.find("emoji/text"))},
+        )
     if family == "lm":
-        conditioner, codec = None, Part(id="text", config={"tokenizer": "chars", "length": 128})
+        how = {"codec": Part(id="text", config={"tokenizer": "chars", "length": 128})}
     train = TrainConfig(batch_size=BATCH, micro_batch=BATCH, hooks=())
-    stage = Stage(
-        data=str(data.folder), family=family, preset=preset, conditioner=conditioner, codec=codec, train=train
-    )
+    stage = Stage(data=str(data.folder), family=family, preset=preset, train=train, **how)
     package = build(stage, data, parts, Recipe(name="bench", stage=[stage]))
     run = Run(package, data, train, folder)
     for _ in run.start():
