@@ -433,6 +433,13 @@ def test_memory_that_a_step_frees_is_kept_for_the_next(kept: bool) -> None:
     assert (last - first > 200) == kept, "of 256 MB"
 
 
+def test_a_training_keeps_its_memory(sets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[bool] = []
+    monkeypatch.setattr(loop, "keep_memory", lambda: called.append(True))
+    finish(recipe_for("vae", sets, seen=64), tmp_path)
+    assert called
+
+
 def test_a_batch_that_never_fits_is_refused_before_training(
     sets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,6 +114,35 @@ def test_the_kl_term_grows_in_and_counts_in_full_where_nothing_is_trained(kind: 
     torch.testing.assert_close(at(0)[0], start + 0.5 * kl)
 
 
+def test_a_latent_map_keeps_the_crisper_likelihood_and_a_flat_one_has_that_which_learns():
+    kinds = {name: VAE.Config(**preset("vae", name)) for name in ("64", "128", "f8")}
+    assert {name: config.reconstruction for name, config in kinds.items()} == {"64": "l2", "128": "l2", "f8": "l1"}
+    spec = DataSpec("image", (1, 16, 16))
+    for likelihood, error in (("l1", torch.abs), ("l2", lambda gap: gap.square() / 2)):
+        changes = {"beta": 0.0, "reconstruction": likelihood}
+        family = VAE(VAE.Config(**{**preset("vae", "tiny"), **changes}), spec).eval()
+        x = torch.rand(4, 1, 16, 16) * 2 - 1
+        torch.manual_seed(7)
+        value = family.loss("elbo", Batch(x, Cond(), torch.ones(4)), 0).value
+        torch.manual_seed(7)
+        mean, logvar = gaussian(family.enc(x, Cond()))
+        out = family.dec(mean + (logvar / 2).exp() * torch.randn_like(mean), Cond())
+        torch.testing.assert_close(value, error(out - x).mean((1, 2, 3)))
+
+
+def test_a_class_lays_out_what_a_flat_decoder_draws():
+    torch.manual_seed(0)
+    dec = VAE(VAE.Config(**preset("cvae", "tiny")), DataSpec("image", (1, 16, 16), labels=(("kind", 4),))).dec.eval()
+    for weight in dec.cond.parameters():
+        torch.nn.init.normal_(weight)
+    entered: list[Tensor] = []
+    dec.enter.register_forward_hook(lambda net, args, out: entered.append(out.view(-1, *dec.side)))
+    for label in (0, 1):
+        dec(torch.zeros(1, 4), Cond(labels=torch.tensor([[label]])))
+    gap = (entered[1] - entered[0]).detach()  # (channels, h, w)
+    assert float(gap.std(dim=(1, 2)).min()) > 0.01, "it differs from place to place"
+
+
 # Denoising
 
 

@@ -3,8 +3,8 @@
     python docs/experiments/walks.py dcgan vae --data glyphs --judge judge-glyphs --other judge-other
 
 mask: of 20 held-out pictures whose left half is kept, how many have a frame in 100 steps whose distance there (mean
-square) is at most 0.7 of the first frame's. class: of 200 pictures, a class each, how many does another judge than the
-guiding one name so, with the walk and without.
+square) is at most 0.7 of an unguided drawing's. class: of 200 pictures, eight of a class, how many does another judge
+than the guiding one name so, with the walk and without.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sojourn.diffusion.rules import fitted
 from sojourn.engine import Model
 from sojourn.train.build import find_set
 
-PICTURES, STEPS, ASKED = 20, 100, 200
+PICTURES, STEPS, ASKED, ROWS = 20, 100, 200, 8
 
 
 def masked(model: Model, data: PackedSet) -> np.ndarray:
@@ -55,16 +55,18 @@ def named(model: Model, data: PackedSet, judge: str, other: str) -> tuple[float,
     package = packages.load(card.find(other))
     column = data.info.labels[0].name
     names = list(package.conditioner.config["columns"][column])
-    asked = [names[i % len(names)] for i in np.random.default_rng(1).permutation(max(ASKED, len(names)))[:ASKED]]
+    asked = np.random.default_rng(1).permutation(len(names))[: ASKED // ROWS]
     right = {False: 0, True: 0}
-    for seed, name in enumerate(asked):
+    for i, label in enumerate(asked.tolist()):
         for walked in right:
-            text = f"{name} --judge {judge}" if walked else ""
-            picture = model.imagine(text, n=1, seed=seed, **({"steps": STEPS} if walked else {}))[0].pil
+            text, more = (f"{names[label]} --judge {judge}", {"steps": STEPS}) if walked else ("", {})
+            pictures = model.imagine(text, n=ROWS, seed=ROWS * i, **more)
+            x = torch.stack([_grey(picture.pil)[None] for picture in pictures])
             with torch.no_grad():
-                x = fitted(_grey(picture)[None, None], package.codec.spec.shape)
-                right[walked] += names[int(package.family.classify(x)[0].argmax())] == name
-    return right[False] / ASKED, right[True] / ASKED
+                said = package.family.classify(fitted(x, package.codec.spec.shape))[0].argmax(dim=1)
+            right[walked] += int((said == label).sum())
+    count = ROWS * len(asked)
+    return right[False] / count, right[True] / count
 
 
 def _grey(picture: Image.Image) -> Tensor:

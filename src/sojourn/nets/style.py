@@ -148,7 +148,7 @@ class Synthesis(nn.Module):
         return len(self.layers)
 
     def forward(self, w: Tensor, eps: Sequence[Tensor]) -> Tensor:
-        h = self.start.expand(w.shape[0], -1, -1, -1).contiguous(memory_format=torch.channels_last)
+        h = self.start.expand(w.shape[0], -1, -1, -1)
         picture: Tensor | None = None
         for i, layer in enumerate(self.layers):
             h = layer(h, w[:, i], eps[i])
@@ -179,7 +179,7 @@ class StyleDiscriminator(nn.Module):
         self.out = EqualLinear(widths[-1], COND_DIM if self.embed is not None else 1)
 
     def forward(self, x: Tensor, cond: Cond) -> Tensor:
-        h = activate(self.enter(x).contiguous(memory_format=torch.channels_last))
+        h = activate(self.enter(x))
         for block in self.blocks:
             h = block(h)
         h = activate(self.conv(torch.cat([h, minibatch_stddev(h)], dim=1)))
