@@ -12,7 +12,7 @@ from sojourn import registry
 from sojourn.config import Recipe, Stage, TrainConfig
 from sojourn.data.dataset import Item, LabelColumn, SetInfo, SetWriter
 from sojourn.errors import ConfigError, DataError, SojournError, Unsupported
-from sojourn.schema import Part
+from sojourn.schema import Done, Part
 from sojourn.train.build import run_recipe
 
 
@@ -62,6 +62,14 @@ def test_a_run_does_not_go_on_with_other_classes(tmp_path: Path, after: list[str
     classes(tmp_path / "other", ["a", "b"], 40, side=16)
     with pytest.raises(DataError, match=r"image \(8, 8, 1\) then, image \(16, 16, 1\) now"):
         list(run_recipe(noise_recipe(tmp_path / "other"), tmp_path / "run-2"))
+
+
+def test_classes_that_a_net_does_not_know_may_come_and_go(tmp_path: Path) -> None:
+    recipe = noise_recipe(classes(tmp_path / "set", ["a", "b"], 40))
+    recipe.stage[0].conditioner = Part(id="none")
+    begun(recipe, tmp_path / "run")
+    classes(tmp_path / "set", ["a", "b", "c"], 40)
+    assert isinstance(list(run_recipe(recipe, tmp_path / "run"))[-1], Done)
 
 
 def begun(recipe: Recipe, folder: Path) -> None:

@@ -16,12 +16,13 @@ from torch import Tensor
 from sojourn import engine, package
 from sojourn.codecs.text import BOS, EOS, FIRST, PAD
 from sojourn.config import Recipe, Stage, TrainConfig
+from sojourn.data.dataset import PackedSet
 from sojourn.errors import ConfigError
 from sojourn.families.lm import LM
 from sojourn.families.vqvae import VQVAE, Codebook, straight_through
 from sojourn.registry import preset
 from sojourn.schema import Part
-from sojourn.train.build import run_recipe
+from sojourn.train.build import build, run_recipe
 from sojourn.types import Batch, Cond, DataSpec, Noise
 
 SPEC = DataSpec("image", (1, 8, 8))
@@ -267,3 +268,13 @@ def test_a_part_without_codes_is_refused(digits: Path, packages_folder: Path):
         CodesCodec({}, {"autoencoder": package.load(packages_folder / "vae")})
     with pytest.raises(ConfigError, match="a vq-vae package"):
         CodesCodec({}, {})
+
+
+def test_words_as_tokens_of_text_are_refused_for_a_model_of_codes(written: Path, tmp_path: Path):
+    recipe = Recipe.model_validate_json((written.parent.parent / "recipe.json").read_text())
+    prior = recipe.stage[1].model_copy(
+        update={"conditioner": Part(id="tokens", config={"tokenizer": {"tokenizer": "chars", "length": 16}})}
+    )
+    parts = {"autoencoder": package.load(written.parent.parent / "autoencoder" / "package")}
+    with pytest.raises(ConfigError, match='conditioner "tokens" is for models of text, found codes; use "text"'):
+        build(prior, PackedSet(Path(prior.data)), parts, recipe)

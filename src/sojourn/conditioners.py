@@ -391,6 +391,9 @@ class Tokens:
         return self.codec.files
 
     def extend(self, spec: DataSpec) -> DataSpec:
+        """Raises ConfigError for a model that writes something else than text: its tokens mean other things."""
+        if spec.kind != "text":
+            raise ConfigError('conditioner "tokens" is for models of text, found {kind}; use "text"', kind=spec.kind)
         return spec
 
     def __call__(self, prompts: Sequence[Prompt]) -> Cond:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Feed:
         self.codec: Any = package.codec
         self.conditioner = package.conditioner
         self.data, self.seed, self.folder, self.cache = data, seed, folder, cache
+        self.known = {name for name, _ in package.family.spec.labels}
         self.column: str | None = getattr(package.conditioner, "column", None)
         part = package.card.parts.get(str(package.codec.config.get("part")))
         self.key = {"codec": package.codec.id, "config": package.codec.config, "part": part}
@@ -51,7 +52,7 @@ class Feed:
             )  # fmt: skip
         if path.is_file():
             before = SetInfo.model_validate_json(path.read_text(encoding="utf-8"))
-            if change := _difference(before, info):
+            if change := _difference(before, info, self.known):
                 raise DataError(
                     'the set "{name}" is not the one that this run began with ({change}); bring that back, or choose '
                     "another folder with --run",
@@ -150,12 +151,12 @@ class Feed:
         return rows, self.data.prompts(rows, (0, 0), self.column)
 
 
-def _difference(before: SetInfo, now: SetInfo) -> str:
-    """What a net that was built for one set would miss in the other; "" = nothing."""
+def _difference(before: SetInfo, now: SetInfo, known: Set[str]) -> str:
+    """What a net that was built for one set, and knows these columns, would miss in the other; "" = nothing."""
     if (before.kind, before.shape) != (now.kind, now.shape):
         return f"{before.kind} {before.shape} then, {now.kind} {now.shape} now"
     old, new = ({column.name: column.values for column in info.labels} for info in (before, now))
-    for name in old | new:
+    for name in (name for name in old | new if name in known):
         was, has = old.get(name, []), new.get(name, [])
         if was != has:
             gone, come = [v for v in was if v not in has], [v for v in has if v not in was]
