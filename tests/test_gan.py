@@ -257,6 +257,22 @@ def test_class_changes_picture_and_score():
     torch.testing.assert_close(*none)
 
 
+@pytest.mark.parametrize("id", ["dcgan", "sngan", "multi-gan", "biggan", "stylegan2", "r3gan"])
+def test_a_class_is_heard_as_clearly_as_the_latent_from_the_start(id: str):
+    torch.manual_seed(0)
+    cls = get("family", id).cls
+    family = cls(cls.Config(**preset(id, "tiny")), DataSpec("image", (1, 16, 16), labels=(("kind", 8),))).eval()
+
+    def spread(labels: list[int], seeds: list[int]) -> float:
+        asked = Cond(labels=torch.tensor(labels)[:, None])
+        return float(list(family.sample(asked, Noise(seeds), family.Options()))[-1].x.std(dim=0).mean())
+
+    classes, latents = spread([*range(8)], [1] * 8), spread([3] * 8, [*range(8)])
+    assert 0.3 < classes / latents < 3
+    lengths = torch.cat([m.weight.detach() for m in family.G.modules() if isinstance(m, nn.Embedding)]).square().mean(1)
+    assert float(lengths.min()) > 0.5, "an update hardly turns one"
+
+
 def test_pooled_text_is_a_condition():
     spec = DataSpec("image", (3, 8, 8), pooled_dim=5, text_dim=7, text_len=3)
     family = gan(spec)

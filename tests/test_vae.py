@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from sojourn.families.vae import VAE, Autoencoder, gaussian, kl_normal, roughness
 from sojourn.families.vaegan import VAEGAN, likeness
 from sojourn.registry import preset
-from sojourn.types import Batch, Cond, DataSpec
+from sojourn.types import Batch, Cond, DataSpec, Noise
 
 SPEC = DataSpec("image", (1, 8, 8))
 SIZES = {"widths": (16, 32), "z": 4, "latent": "map"}
@@ -43,6 +43,9 @@ def test_kl_is_that_of_torchs_distributions():
     mean, logvar = torch.randn(2, 5, 3, 4, 4)
     wanted = kl_divergence(Normal(mean, (0.5 * logvar).exp()), Normal(0.0, 1.0)).flatten(1).sum(1)
     torch.testing.assert_close(kl_normal(mean, logvar), wanted)
+    towards, spread = torch.randn(2, 5, 3, 4, 4)
+    near, far = (Normal(at, (0.5 * width).exp()) for at, width in ((mean, logvar), (towards, spread)))
+    torch.testing.assert_close(kl_normal(mean, logvar, (towards, spread)), kl_divergence(near, far).flatten(1).sum(1))
 
 
 def test_every_other_latent_gets_noise_in_proportion_to_its_channels_spread():
@@ -133,7 +136,7 @@ def test_a_latent_map_keeps_the_crisper_likelihood_and_a_flat_one_has_that_which
 def test_a_class_lays_out_what_a_flat_decoder_draws():
     torch.manual_seed(0)
     dec = VAE(VAE.Config(**preset("cvae", "tiny")), DataSpec("image", (1, 16, 16), labels=(("kind", 4),))).dec.eval()
-    for weight in dec.cond.parameters():
+    for weight in dec.told.parameters():
         torch.nn.init.normal_(weight)
     entered: list[Tensor] = []
     dec.enter.register_forward_hook(lambda net, args, out: entered.append(out.view(-1, *dec.side)))
@@ -141,6 +144,41 @@ def test_a_class_lays_out_what_a_flat_decoder_draws():
         dec(torch.zeros(1, 4), Cond(labels=torch.tensor([[label]])))
     gap = (entered[1] - entered[0]).detach()  # (channels, h, w)
     assert float(gap.std(dim=(1, 2)).min()) > 0.01, "it differs from place to place"
+
+
+def test_a_prior_learns_where_the_latents_of_a_class_lie_and_draws_from_there():
+    torch.manual_seed(0)
+    digits = load_digits(n_class=2)
+    x = torch.tensor(digits.images / 8 - 1, dtype=torch.float32)[:, None]
+    cond = Cond(labels=torch.tensor(digits.target)[:, None])
+    spec = DataSpec("image", (1, 8, 8), labels=(("digit", 2),))
+    family = VAE(VAE.Config(**{**preset("cvae", "tiny"), "anneal": 0, "beta": 0.3}), spec).train()
+    optimizer = torch.optim.Adam(family.parameters(), lr=3e-3)
+    for _ in range(150):
+        optimizer.zero_grad()
+        family.loss("elbo", Batch(x, cond, torch.ones(len(x))), 0).value.mean().backward()
+        optimizer.step()
+    family.eval()
+    with torch.no_grad():
+        latents = gaussian(family.enc(x, cond))[0]
+        ways = [family.enc.prior(Cond(labels=torch.tensor([[label]])), 1)[0][0] for label in (0, 1)]
+        gaps = torch.stack([(latents - way).square().sum(1) for way in ways], dim=1)
+        assert float((gaps.argmin(1) == cond.labels[:, 0]).float().mean()) > 0.9, "each is nearer to its own class"
+        means = torch.stack([x[cond.labels[:, 0] == label].mean(0) for label in (0, 1)])
+        asked = Cond(labels=torch.tensor([[0], [1]]).repeat(50, 1))
+        drawn = list(family.sample(asked, Noise(range(100)), family.Options()))[-1].x
+        near = (drawn[:, None] - means).square().flatten(2).sum(2).argmin(1)
+    assert float((near == asked.labels[:, 0]).float().mean()) > 0.95
+
+
+def test_a_conditional_vae_is_trained_to_draw_without_a_condition_too():
+    torch.manual_seed(0)
+    spec = DataSpec("image", (1, 8, 8), labels=(("digit", 2),))
+    family = VAE(VAE.Config(**{**preset("cvae", "tiny"), "label_drop": 0.25}), spec)
+    data = Batch(torch.zeros(4000, 1, 8, 8), Cond(labels=torch.ones(4000, 1, dtype=torch.long)), torch.ones(4000))
+    share = (family.train().told(data).labels == -1).float().mean()
+    assert abs(float(share) - 0.25) < 0.03
+    assert bool((family.eval().told(data).labels == 1).all())
 
 
 # Denoising
@@ -189,7 +227,9 @@ def test_likeness_is_measured_in_the_middle_of_the_discriminator():
 
 
 def test_each_third_of_a_vaegan_has_its_own_loss():
-    family = vaegan(conditional=True, similarity=3.0, pixels=2.0, beta=0.5, penalty=0.0, anneal=0)
+    changes = {"similarity": 3.0, "pixels": 2.0, "beta": 0.5, "penalty": 0.0, "anneal": 0, "label_drop": 0.0}
+    family = vaegan(conditional=True, **changes)
+    torch.nn.init.normal_(family.enc.prior.out.weight)
     x = torch.rand(4, 3, 16, 16) * 2 - 1
     cond = Cond(labels=torch.tensor([[0], [1], [2], [3]]))
     data = Batch(x, cond, torch.ones(4))
@@ -200,9 +240,10 @@ def test_each_third_of_a_vaegan_has_its_own_loss():
     torch.manual_seed(7)
     mean, logvar = gaussian(family.enc(x, cond))
     again = family.dec(mean + (logvar / 2).exp() * torch.randn_like(mean), cond)
-    fresh = family.dec(torch.randn_like(mean), cond)
-    like, pixels = likeness(family.D.body, again, x), (again - x).abs().mean((1, 2, 3))
-    kl = kl_normal(mean, logvar) / x[0].numel()
+    prior = family.enc.prior(cond, 4)
+    fresh = family.dec(prior[0] + (prior[1] / 2).exp() * torch.randn_like(mean), cond)
+    like, pixels = likeness(family.D.body, again, x), (again - x).square().mean((1, 2, 3)) / 2
+    kl = kl_normal(mean, logvar, prior) / x[0].numel()
     real, one, two = (family.D(v, cond) for v in (x, again, fresh))
     torch.testing.assert_close(values["enc"], (like + 2 * pixels + 0.5 * kl).detach())
     fooled = (F.softplus(-one) + F.softplus(-two)) / 2

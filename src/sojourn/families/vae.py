@@ -5,6 +5,7 @@ Source: Kingma & Welling 2013; Higgins et al. 2017 (beta); Sohn et al. 2015 (con
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Annotated, ClassVar, Literal
 
@@ -15,7 +16,8 @@ from torch.nn import functional as F
 
 from sojourn.errors import ConfigError
 from sojourn.families.base import BaseConfig, BaseOptions, Family, LatentOptions, Phase, drawn
-from sojourn.nets.blocks import CondEmbed, ResBlock
+from sojourn.nets.blocks import ResBlock
+from sojourn.nets.conv import embedding
 from sojourn.nets.losses import gradient_l1
 from sojourn.registry import register
 from sojourn.types import Batch, Cond, DataSpec, Guide, Loss, Noise, Step
@@ -35,7 +37,9 @@ class AutoencoderConfig(BaseConfig):
     latent: Literal["flat", "map"] = "flat"
     """flat: one vector. map: a small picture, for latent walks."""
     conditional: bool = False
-    """Whether labels and words enter both halves."""
+    """Whether labels and words enter both halves, and what is expected of latents."""
+    label_drop: float = Field(0.1, ge=0, le=1)
+    """conditional: share of training rows that lose their condition, for drawing without one. 0 = off."""
 
 
 class GaussianConfig(AutoencoderConfig):
@@ -53,11 +57,11 @@ class GaussianConfig(AutoencoderConfig):
 
 
 class Encoder(nn.Module):
-    """(b, c, h, w) -> (b, out, h / f, w / f), or (b, out) for a flat latent."""
+    """(b, c, h, w) -> (b, moments * z, h / f, w / f), or (b, moments * z) for a flat latent."""
 
-    def __init__(self, spec: DataSpec, config: AutoencoderConfig, out: int) -> None:
+    def __init__(self, spec: DataSpec, config: AutoencoderConfig, moments: int) -> None:
         super().__init__()
-        channels, stem = spec.shape[0], config.stem
+        channels, stem, out = spec.shape[0], config.stem, moments * config.z
         self.stem = stem
         widths = config.widths
         layers: list[nn.Module] = [nn.Conv2d(channels * stem**2, widths[0], 3, padding=1)]
@@ -73,7 +77,8 @@ class Encoder(nn.Module):
             layers.append(nn.Conv2d(widths[-1], out, 3, padding=1))
         self.layers = nn.ModuleList(layers)
         # The class enters beside the picture, as one number per channel of the first layer.
-        self.cond = CondEmbed(spec, widths[0]) if conditional(spec, config) else None
+        self.cond = embedding(spec, widths[0]) if conditional(spec, config) else None
+        self.prior = Prior(spec, latent_shape(spec, config)) if self.cond is not None and moments == 2 else None
 
     def forward(self, x: Tensor, cond: Cond) -> Tensor:
         x = F.pixel_unshuffle(x, self.stem) if self.stem > 1 else x
@@ -83,6 +88,10 @@ class Encoder(nn.Module):
         for layer in self.layers[1:]:
             x = layer(x)
         return x.float()
+
+    def expected(self, cond: Cond, rows: int) -> tuple[Tensor, Tensor] | None:
+        """Mean and log variance of the latent before the picture is seen, (rows, ...) each; None = standard normal."""
+        return None if self.prior is None else self.prior(cond, rows)
 
 
 class Decoder(nn.Module):
@@ -95,17 +104,17 @@ class Decoder(nn.Module):
         widths = config.widths
         self.side = side_of(spec, config)
         self.flat = config.latent == "flat"
-        self.cond = CondEmbed(spec, widths[-1]) if conditional(spec, config) else None
+        self.told = Told(spec, widths[-1]) if conditional(spec, config) else None
+        told = widths[-1] if self.told is not None else 0
         self.enter: nn.Module
         if self.flat:
             # The condition has a say about each place, as the latent has: a class or words lay a picture out.
-            told = widths[-1] if self.cond is not None else 0
             self.enter = nn.Linear(config.z + told, widths[-1] * self.side[0] * self.side[1])
         else:
             self.enter = nn.Conv2d(config.z, widths[-1], 3, padding=1)
         layers: list[nn.Module] = []
         for i in reversed(range(len(widths))):
-            layers += [ResBlock(widths[i], widths[i]) for _ in range(config.depth[1])]
+            layers += [ResBlock(widths[i], widths[i], told) for _ in range(config.depth[1])]
             if i > 0:
                 layers.append(nn.Conv2d(widths[i], widths[i - 1] * 4, 3, padding=1))
                 layers.append(nn.PixelShuffle(2))
@@ -113,21 +122,57 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(self, z: Tensor, cond: Cond) -> Tensor:
-        vector = None if self.cond is None else self.cond(cond, z.shape[0])[0]  # (b, width)
+        vector = None if self.told is None else self.told(cond, z.shape[0])  # (b, width)
         if self.flat:
             x = self.enter(z if vector is None else torch.cat([z, vector], dim=1)).view(z.shape[0], -1, *self.side)
         else:
             x = self.enter(z)
-            x = x if vector is None else x + vector[:, :, None, None]
         for layer in self.layers:
-            x = layer(x)
+            x = layer(x, vector) if isinstance(layer, ResBlock) else layer(x)
         return F.pixel_shuffle(x, self.stem) if self.stem > 1 else x
+
+
+class Told(nn.Module):
+    """A condition to what the decoder is told of it, (b, dim): things of like names may look quite different."""
+
+    def __init__(self, spec: DataSpec, dim: int) -> None:
+        super().__init__()
+        self.embed = embedding(spec, dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.SiLU(), nn.Linear(4 * dim, dim))
+
+    def forward(self, cond: Cond, rows: int) -> Tensor:
+        vector = self.embed(cond, rows)[0]
+        out: Tensor = vector + self.mlp(vector)
+        return out
+
+
+class Prior(nn.Module):
+    """What a condition says of latents before the picture is seen: mean and log variance, (b, *shape) each.
+
+    Source: Sohn et al. 2015, sec. 4.1 (the prior network).
+    """
+
+    def __init__(self, spec: DataSpec, shape: Sequence[int], hidden: int = 256) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+        self.told = Told(spec, hidden)
+        self.out = nn.Linear(hidden, 2 * math.prod(self.shape))
+        nn.init.normal_(self.out.weight, 0, 1e-3)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, cond: Cond, rows: int) -> tuple[Tensor, Tensor]:
+        mean, logvar = self.out(self.told(cond, rows)).view(rows, 2, *self.shape).unbind(dim=1)
+        return mean, logvar.clamp(-20, 10)
 
 
 def side_of(spec: DataSpec, config: AutoencoderConfig) -> tuple[int, int]:
     """Height and width of the smallest feature map."""
     factor = config.stem * 2 ** (len(config.widths) - 1)
     return spec.shape[1] // factor, spec.shape[2] // factor
+
+
+def latent_shape(spec: DataSpec, config: AutoencoderConfig) -> tuple[int, ...]:
+    return (config.z,) if config.latent == "flat" else (config.z, *side_of(spec, config))
 
 
 def conditional(spec: DataSpec, config: AutoencoderConfig) -> bool:
@@ -161,13 +206,13 @@ class Autoencoder(Family):
                 "a VAE of this size takes pictures whose sides are multiples of {factor}, found {kind} {shape}",
                 factor=factor, kind=spec.kind, shape=spec.shape,
             )  # fmt: skip
-        self.enc = Encoder(spec, config, self.moments * config.z)
+        self.enc = Encoder(spec, config, self.moments)
         self.dec = Decoder(spec, config)
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """Shape of one latent: (z,) or (z, h, w)."""
-        return (self.config.z,) if self.config.latent == "flat" else (self.config.z, *side_of(self.spec, self.config))
+        return latent_shape(self.spec, self.config)
 
     def encode(self, x: Tensor) -> Tensor:
         return gaussian(self.enc(x, Cond()))[0]
@@ -179,7 +224,15 @@ class Autoencoder(Family):
         assert isinstance(options, LatentOptions)
         self.check_guides(guides)
         z = options.temperature * noise.draw("z", self.latent_shape)
-        yield from drawn(lambda latent: self.dec(latent, cond), z, cond, guides, noise, options)
+        yield from drawn(
+            lambda latent: self.dec(placed(latent, self.enc.expected(cond, len(latent))), cond),
+            z, cond, guides, noise, options,
+        )  # fmt: skip
+
+    def told(self, batch: Batch) -> Cond:
+        """The batch's condition, emptied in some rows."""
+        drops = self.training and conditional(self.spec, self.config)
+        return batch.cond.drop(self.config.label_drop) if drops else batch.cond
 
 
 @register(
@@ -262,21 +315,23 @@ class VAE(Autoencoder):
         return [Phase("elbo", ("dec",) if self.config.learns == "decoder" else ("enc", "dec"))]
 
     def loss(self, phase: str, batch: Batch, seen: int) -> Loss:
+        cond = self.told(batch)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.learns == "both"):
             x = batch.x
             if self.config.corruption and self.training:
                 x = x + self.config.corruption * torch.randn_like(x)
-            mean, logvar = gaussian(self.enc(x, batch.cond))
+            mean, logvar = gaussian(self.enc(x, cond))
+            kl = kl_normal(mean, logvar, self.enc.expected(cond, len(batch)))  # (b,)
         z = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
         if self.config.noise and self.training:
             z = z + roughness(mean, self.config.noise) * torch.randn_like(mean)
-        out = self.dec(z, batch.cond)
+        out = self.dec(z, cond)
         gap = out - batch.x
         error = gap.abs() if self.config.reconstruction == "l1" else 0.5 * gap.square()
         # Sums over a sample as in the ELBO, then per pixel, so that one rate serves every size.
         size = batch.x[0].numel()
         recon = error.flatten(1).mean(1)  # (b,)
-        kl = kl_normal(mean, logvar) / size  # (b,)
+        kl = kl / size
         value = recon + self.config.annealed(seen if self.training else None) * kl
         logs = {"loss/recon": recon.detach(), "loss/kl": kl.detach()}
         if self.config.edges:
@@ -301,6 +356,16 @@ def roughness(mean: Tensor, most: float) -> Tensor:
     return torch.einsum("b,z->bz", share, spread).view(*mean.shape[:2], *(1 for _ in mean.shape[2:]))
 
 
-def kl_normal(mean: Tensor, logvar: Tensor) -> Tensor:
-    """KL(N(mean, exp(logvar)) || N(0, 1)) summed over all axes but the first, (b,). Source: Kingma 2013, app. B."""
+def placed(draw: Tensor, prior: tuple[Tensor, Tensor] | None) -> Tensor:
+    """A standard normal draw (b, z, ...) as one of a prior's mean and log variance."""
+    return draw if prior is None else prior[0] + (0.5 * prior[1]).exp() * draw
+
+
+def kl_normal(mean: Tensor, logvar: Tensor, prior: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """KL(N(mean, exp(logvar)) || prior), a mean and a log variance too, summed over all axes but the first, (b,).
+
+    None = N(0, 1). Source: Kingma 2013, app. B.
+    """
+    if prior is not None:
+        mean, logvar = (mean - prior[0]) * (-0.5 * prior[1]).exp(), logvar - prior[1]
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(1)
