@@ -273,6 +273,19 @@ def test_a_class_is_heard_as_clearly_as_the_latent_from_the_start(id: str):
     assert float(lengths.min()) > 0.5, "an update hardly turns one"
 
 
+@pytest.mark.parametrize("spectral", [False, True])
+def test_what_a_class_adds_to_a_score_is_as_large_as_the_score(spectral: bool):
+    """Products of 64 numbers of unit variance are to be divided by 8; those of a matrix of norm 1 are not."""
+    torch.manual_seed(0)
+    spec = DataSpec("image", (1, 16, 16), labels=(("kind", 100),))
+    critic = Discriminator(spec, 16, 32, "layer", spectral=spectral).eval()
+    labels, x = torch.arange(100)[:, None], torch.randn(100, 1, 16, 16)
+    with torch.no_grad():
+        plain = critic.out(critic.body(x).flatten(1))
+        classes = critic(x[:1].expand(100, -1, -1, -1), Cond(labels=labels))
+    assert 0.5 < float(classes.std() / plain.std()) < 20
+
+
 def test_pooled_text_is_a_condition():
     spec = DataSpec("image", (3, 8, 8), pooled_dim=5, text_dim=7, text_len=3)
     family = gan(spec)

@@ -115,6 +115,8 @@ class Critic(nn.Module):
         told = project and conditional(spec)
         self.embed = embedding(spec, COND_DIM) if told else None
         self.project = nn.Linear(features, COND_DIM, bias=False) if told else None
+        # Vectors of unit variance make products as large as their length; those of a matrix of norm 1 are short already.
+        self.scale = 1.0 if spectral else 1 / math.sqrt(COND_DIM)
         self.heads = nn.ModuleList(nn.Linear(features, count) for count in heads)
         initialise(self)
         if spectral:
@@ -129,7 +131,7 @@ class Critic(nn.Module):
         score = self.out(h)[:, 0]
         if self.embed is not None and self.project is not None:
             vector, _, _ = self.embed(cond, x.shape[0])
-            score = score + (self.project(h) * vector).sum(dim=1) / math.sqrt(COND_DIM)
+            score = score + self.scale * (self.project(h) * vector).sum(dim=1)
         return score, [head(h) for head in self.heads]
 
 
