@@ -507,6 +507,11 @@ def test_shipped_recipes_load_and_overrides_reach_them() -> None:
     # "model" is what a stage without a name is called, and a setting of it.
     assert load_recipe("dcgan", ["model.augment=ada"]).stage[0].model == {"augment": "ada"}
     assert load_recipe("dcgan", ["model.model.augment=ada", "model.seen=5"]).stage[0].train.seen == 5
+    # What only the family has is one of its model.
+    assert load_recipe("dcgan", ["augment=ada", "width=16"]).stage[0].model == {"augment": "ada", "width": 16}
+    assert load_recipe("vq-vae", ["prior.width=64"]).stage[1].model == {"width": 64}
+    with pytest.raises(ConfigError, match=r"there is no setting stage\.0\.witdh"):
+        load_recipe("dcgan", ["witdh=16"])
     with pytest.raises(ConfigError, match=r"there is no setting stage\.0\.train\.sen; did you mean seen"):
         load_recipe("digits", ["train.sen=1000"])
     with pytest.raises(ConfigError, match="begin it with one of tower, autoencoder, decoder, flow"):

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError
 
+from sojourn import registry
 from sojourn.card import home
 from sojourn.errors import ConfigError, NotFound
 from sojourn.schema import Part, Strict
@@ -167,7 +168,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
         raise ConfigError('override "{text}" is not of the form key=value', text=override)
     stages = data.get("stage", [])
     names = [stage.get("name", "model") for stage in stages]
-    targets: Iterable[dict[str, Any]]
+    targets: Sequence[dict[str, Any]]
     settings = {*Stage.model_fields, *TrainConfig.model_fields}
     # A stage without a name is called "model", which is a setting too: `model.width` is one of that.
     setting = path[0] in Stage.model_fields and len(path) > 1 and path[1] not in settings
@@ -183,6 +184,8 @@ def _apply(data: dict[str, Any], override: str) -> None:
         )  # fmt: skip
     if path and path[0] in TrainConfig.model_fields and path[0] not in Stage.model_fields:
         path = ["train", *path]
+    elif len(path) == 1 and path[0] not in settings and all(path[0] in _model_fields(stage) for stage in targets):
+        path = ["model", *path]
     if not path:
         raise ConfigError('override "{text}" names a stage but no setting', text=override)
     parsed = _value(value.strip())
@@ -192,6 +195,12 @@ def _apply(data: dict[str, Any], override: str) -> None:
             if not isinstance(target, dict):
                 raise ConfigError('override "{text}": "{part}" has no settings below it', text=override, part=part)
         target[path[-1]] = parsed
+
+
+def _model_fields(stage: dict[str, Any]) -> Iterable[str]:
+    """Names of what can be set of a raw stage's model."""
+    config: Any = registry.get("family", str(stage.get("family", ""))).cls.Config  # type: ignore[attr-defined]
+    return list(config.model_fields)
 
 
 def _value(text: str) -> Any:

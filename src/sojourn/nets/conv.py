@@ -115,7 +115,7 @@ class Critic(nn.Module):
         told = project and conditional(spec)
         self.embed = embedding(spec, COND_DIM) if told else None
         self.project = nn.Linear(features, COND_DIM, bias=False) if told else None
-        # Vectors of unit variance make products as large as their length; those of a matrix of norm 1 are short already.
+        # Vectors of unit variance make long products; those of a matrix whose norm is 1 are short already.
         self.scale = 1.0 if spectral else 1 / math.sqrt(COND_DIM)
         self.heads = nn.ModuleList(nn.Linear(features, count) for count in heads)
         initialise(self)
