@@ -72,6 +72,26 @@ def test_classes_that_a_net_does_not_know_may_come_and_go(tmp_path: Path) -> Non
     assert isinstance(list(run_recipe(recipe, tmp_path / "run"))[-1], Done)
 
 
+def columns(folder: Path, **values: list[str]) -> Path:
+    """A set of noise with these label columns."""
+    labels = [LabelColumn(name=name, values=names) for name, names in values.items()]
+    info = SetInfo(name="noise", kind="image", shape=(8, 8, 1), labels=labels)
+    with SetWriter(folder, info) as writer:
+        for i in range(40):
+            writer.add(Item(f"r{i}", np.full((8, 8, 1), i, np.uint8), [""], [i % len(v) for v in values.values()]))
+    return folder
+
+
+@pytest.mark.parametrize("after", [{}, {"other": ["p", "q"]}, {"other": ["p", "q"], "class": ["a", "b"]}])
+def test_a_column_that_a_net_reads_may_not_go(tmp_path: Path, after: dict[str, list[str]]) -> None:
+    recipe = noise_recipe(columns(tmp_path / "set", **{"class": ["a", "b"], "other": ["p", "q"]}))
+    begun(recipe, tmp_path / "run")
+    columns(tmp_path / "set", **after)
+    says = "columns class then, other now" if after and "class" in after else 'column "class": without a, b'
+    with pytest.raises(DataError, match=f"is not the one that this run began with .{re.escape(says)}"):
+        list(run_recipe(recipe, tmp_path / "run"))
+
+
 def begun(recipe: Recipe, folder: Path) -> None:
     """Close a run after its first few events."""
     events = run_recipe(recipe, folder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -11,7 +13,7 @@ from torch.nn import functional as F
 
 from sojourn.families.vae import VAE, Autoencoder, gaussian, kl_normal, roughness
 from sojourn.families.vaegan import VAEGAN, likeness
-from sojourn.registry import preset
+from sojourn.registry import get, preset
 from sojourn.types import Batch, Cond, DataSpec, Noise
 
 SPEC = DataSpec("image", (1, 8, 8))
@@ -146,39 +148,62 @@ def test_a_class_lays_out_what_a_flat_decoder_draws():
     assert float(gap.std(dim=(1, 2)).min()) > 0.01, "it differs from place to place"
 
 
-def test_a_prior_learns_where_the_latents_of_a_class_lie_and_draws_from_there():
-    torch.manual_seed(0)
+def kinds() -> Batch:
+    """Zeros and ones of 8 x 8 pixels, told apart by their class."""
     digits = load_digits(n_class=2)
     x = torch.tensor(digits.images / 8 - 1, dtype=torch.float32)[:, None]
-    cond = Cond(labels=torch.tensor(digits.target)[:, None])
-    spec = DataSpec("image", (1, 8, 8), labels=(("digit", 2),))
-    family = VAE(VAE.Config(**{**preset("cvae", "tiny"), "anneal": 0, "beta": 0.3}), spec).train()
-    optimizer = torch.optim.Adam(family.parameters(), lr=3e-3)
-    for _ in range(150):
-        optimizer.zero_grad()
-        family.loss("elbo", Batch(x, cond, torch.ones(len(x))), 0).value.mean().backward()
-        optimizer.step()
-    family.eval()
-    with torch.no_grad():
-        latents = gaussian(family.enc(x, cond))[0]
-        ways = [family.enc.prior(Cond(labels=torch.tensor([[label]])), 1)[0][0] for label in (0, 1)]
-        gaps = torch.stack([(latents - way).square().sum(1) for way in ways], dim=1)
-        assert float((gaps.argmin(1) == cond.labels[:, 0]).float().mean()) > 0.9, "each is nearer to its own class"
-        means = torch.stack([x[cond.labels[:, 0] == label].mean(0) for label in (0, 1)])
-        asked = Cond(labels=torch.tensor([[0], [1]]).repeat(50, 1))
-        drawn = list(family.sample(asked, Noise(range(100)), family.Options()))[-1].x
-        near = (drawn[:, None] - means).square().flatten(2).sum(2).argmin(1)
-    assert float((near == asked.labels[:, 0]).float().mean()) > 0.95
+    return Batch(x, Cond(labels=torch.tensor(digits.target)[:, None]), torch.ones(len(x)))
 
 
-def test_a_conditional_vae_is_trained_to_draw_without_a_condition_too():
+def conditional(id: str, **changes: object) -> Autoencoder:
     torch.manual_seed(0)
-    spec = DataSpec("image", (1, 8, 8), labels=(("digit", 2),))
-    family = VAE(VAE.Config(**{**preset("cvae", "tiny"), "label_drop": 0.25}), spec)
-    data = Batch(torch.zeros(4000, 1, 8, 8), Cond(labels=torch.ones(4000, 1, dtype=torch.long)), torch.ones(4000))
-    share = (family.train().told(data).labels == -1).float().mean()
-    assert abs(float(share) - 0.25) < 0.03
-    assert bool((family.eval().told(data).labels == 1).all())
+    cls = get("family", id).cls
+    return cls(cls.Config(**{**preset(id, "tiny"), "conditional": True, **changes}), replace(SPEC, labels=(("d", 2),)))
+
+
+def test_a_prior_learns_where_the_latents_of_a_class_lie():
+    family, data = conditional("cvae", anneal=0, beta=0.3, label_drop=0.0).train(), kinds()
+    optimizer = torch.optim.Adam(family.parameters(), lr=3e-3)
+    for _ in range(100):
+        optimizer.zero_grad()
+        family.loss("elbo", data, 0).value.mean().backward()
+        optimizer.step()
+    with torch.no_grad():
+        moments = gaussian(family.eval().enc(data.x, data.cond))
+        own, other = (
+            kl_normal(*moments, family.enc.prior(Cond(labels=labels), len(data)))
+            for labels in (data.cond.labels, 1 - data.cond.labels)
+        )
+    assert float((own < other).float().mean()) > 0.8
+    assert float(other.mean() / own.mean()) > 2
+
+
+@pytest.mark.parametrize("id", ["cvae", "vae-gan"])
+def test_a_conditional_vae_draws_from_its_prior(id: str):
+    family, cond = conditional(id).eval(), Cond(labels=torch.tensor([[1], [1]]))
+    torch.nn.init.normal_(family.enc.prior.out.weight)
+    noise, z = Noise([3, 4]), Noise([3, 4]).draw("z", (4,))
+    with torch.no_grad():
+        mean, logvar = family.enc.prior(cond, 2)
+        for temperature in (0.0, 0.5):
+            drawn = list(family.sample(cond, noise, family.Options(temperature=temperature)))[-1].x
+            torch.testing.assert_close(drawn, family.dec(mean + temperature * (logvar / 2).exp() * z, cond))
+
+
+@pytest.mark.parametrize(("id", "phase"), [("cvae", "elbo"), ("vae-gan", "enc"), ("vae-gan", "D"), ("vq-vae", "elbo")])
+def test_a_conditional_vae_is_trained_without_its_condition_too(id: str, phase: str):
+    data = kinds()
+    values = []
+    for drop, cond in ((1.0, data.cond), (0.0, Cond(labels=-torch.ones_like(data.cond.labels))), (0.0, data.cond)):
+        family = conditional(id, label_drop=drop, **({} if id == "vq-vae" else {"anneal": 0})).train()
+        torch.manual_seed(7)
+        if not drop:
+            torch.rand(len(data))  # what the drop draws
+        values.append(family.loss(phase, replace(data, cond=cond), 0).value.detach().mean())
+    torch.testing.assert_close(values[0], values[1])
+    assert abs(float(values[2] - values[1])) > 1e-6
+    share = (conditional(id, label_drop=0.25).train().told(replace(data, cond=data.cond)).labels == -1).float().mean()
+    assert 0.15 < float(share) < 0.35
 
 
 # Denoising

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sojourn.codecs.text import TextCodec, normalise_prompt
 from sojourn.config import set_folder, validated
-from sojourn.data.dataset import PackedSet
+from sojourn.data.dataset import LabelColumn, PackedSet
 from sojourn.data.styles import find_style
 from sojourn.data.variety import with_article
 from sojourn.errors import ConfigError, NotFound
@@ -126,9 +126,13 @@ class Labels:
         """With the set's style column and its first other one, where the config names none."""
         if config.get("columns"):
             return cls(config, parts)
-        found = {column.name: column.values for column in data.info.labels}
-        words = next((name for name in found if name != STYLE), None)
-        return cls({**config, "columns": {name: found[name] for name in found if name in (words, STYLE)}}, parts)
+        return cls({**config, "columns": cls.read_of(data.info.labels)}, parts)
+
+    @classmethod
+    def read_of(cls, labels: Sequence[LabelColumn]) -> dict[str, list[str]]:
+        """The columns of a set that it reads: the style, and the first other one."""
+        words = next((column.name for column in labels if column.name != STYLE), None)
+        return {column.name: column.values for column in labels if column.name in (words, STYLE)}
 
     @property
     def config(self) -> dict[str, Any]:
@@ -186,13 +190,17 @@ class Text:
     @classmethod
     def fit_to(cls, config: Mapping[str, Any], parts: Mapping[str, Any], data: PackedSet) -> Self:
         """With the set's styles, where the config names none, and with the words of its captions."""
-        styles = {column.name: column.values for column in data.info.labels if column.name == STYLE}
         near = validated(TextCondConfig, dict(config), 'conditioner "text"').near
         texts = PackedSet(set_folder(near)) if near else None
         files = {VOCABULARY: Vocabulary.of(data, texts).dump()}
-        out = cls({**config, "columns": config.get("columns") or styles}, parts, files)
+        out = cls({**config, "columns": config.get("columns") or cls.read_of(data.info.labels)}, parts, files)
         out.sources = texts.info.sources if texts is not None else []
         return out
+
+    @classmethod
+    def read_of(cls, labels: Sequence[LabelColumn]) -> dict[str, list[str]]:
+        """The column of a set that it reads: the style."""
+        return {column.name: column.values for column in labels if column.name == STYLE}
 
     def learn(self, texts: Iterable[str]) -> Iterator[int]:
         """Embed texts ahead of time, many at once; yields how many are done."""

@@ -155,7 +155,8 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError('recipe "{path}" is not TOML: {why}', path=path, why=error) from None
     data.setdefault("name", path.stem)
-    for override in overrides:
+    # The family first: it says which settings there are.
+    for override in sorted(overrides, key=lambda text: text.partition("=")[0].strip().split(".")[-1] != "family"):
         _apply(data, override)
     return validated(Recipe, data, f'recipe "{name}"')
 
@@ -184,7 +185,13 @@ def _apply(data: dict[str, Any], override: str) -> None:
         )  # fmt: skip
     if path and path[0] in TrainConfig.model_fields and path[0] not in Stage.model_fields:
         path = ["train", *path]
-    elif len(path) == 1 and path[0] not in settings and all(path[0] in _model_fields(stage) for stage in targets):
+    elif len(path) == 1 and path[0] not in settings:
+        known = {name for stage in targets for name in _model_fields(stage)}
+        if path[0] not in known:
+            near = difflib.get_close_matches(path[0], settings | known, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            what = f'override "{override}"'
+            raise ConfigError("{what}: there is no setting {place}{hint}", what=what, place=path[0], hint=hint)
         path = ["model", *path]
     if not path:
         raise ConfigError('override "{text}" names a stage but no setting', text=override)
@@ -199,7 +206,9 @@ def _apply(data: dict[str, Any], override: str) -> None:
 
 def _model_fields(stage: dict[str, Any]) -> Iterable[str]:
     """Names of what can be set of a raw stage's model."""
-    config: Any = registry.get("family", str(stage.get("family", ""))).cls.Config  # type: ignore[attr-defined]
+    if "family" not in stage:
+        return []
+    config: Any = registry.get("family", str(stage["family"])).cls.Config  # type: ignore[attr-defined]
     return list(config.model_fields)
 
 

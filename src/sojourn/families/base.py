@@ -155,5 +155,5 @@ def drawn(
             x = decode(z)
         yield finished(x)
         return
-    size, heat = options.step_size, options.temperature
+    size, heat = options.step_size, options.temperature**2  # draws of that spread have its square for a variance
     yield from langevin.walk(decode, z, cond, energies, noise, steps=options.steps, step_size=size, temperature=heat)

@@ -39,7 +39,7 @@ class AutoencoderConfig(BaseConfig):
     conditional: bool = False
     """Whether labels and words enter both halves, and what is expected of latents."""
     label_drop: float = Field(0.1, ge=0, le=1)
-    """conditional: share of training rows that lose their condition, for drawing without one. 0 = off."""
+    """conditional: share of training rows that lose their condition, for drawing and encoding without one. 0 = off."""
 
 
 class GaussianConfig(AutoencoderConfig):
@@ -161,7 +161,7 @@ class Prior(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, cond: Cond, rows: int) -> tuple[Tensor, Tensor]:
-        mean, logvar = self.out(self.told(cond, rows)).view(rows, 2, *self.shape).unbind(dim=1)
+        mean, logvar = self.out(self.told(cond, rows)).float().view(rows, 2, *self.shape).unbind(dim=1)
         return mean, logvar.clamp(-20, 10)
 
 

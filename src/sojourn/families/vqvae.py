@@ -132,10 +132,11 @@ class VQVAE(Autoencoder):
         return [Phase("elbo", ("enc", "dec"))]
 
     def loss(self, phase: str, batch: Batch, seen: int) -> Loss:
-        z = self.enc(batch.x, batch.cond)  # (b z h w)
+        cond = self.told(batch)
+        z = self.enc(batch.x, cond)  # (b z h w)
         index = self.book.nearest(z)  # (b h w)
         chosen = self.book.look_up(index)
-        out = self.dec(straight_through(z, chosen), batch.cond)
+        out = self.dec(straight_through(z, chosen), cond)
         recon = (out - batch.x).abs().flatten(1).mean(1)  # (b,)
         gap = (z - chosen).square()
         commitment = gap.flatten(1).mean(1)

@@ -162,7 +162,7 @@ class Discriminator(Critic):
 def embedding(spec: DataSpec, dim: int) -> CondEmbed:
     """Embedding of labels and the pooled text; token features have no place in a one-step net.
 
-    Labels are of unit variance, as a latent is: what is beside it in a hundredth of its size is not listened to, and a
+    Labels are of unit variance, as a latent is: what is beside it in a fiftieth of its size is not listened to, and a
     row that is brought to unit length turns with every update of a small one.
     """
     out = CondEmbed(replace(spec, text_dim=0, text_len=0), dim)

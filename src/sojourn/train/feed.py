@@ -28,9 +28,8 @@ class Feed:
 
     def __init__(self, package: Package, data: PackedSet, seed: int, folder: Path, cache: bool) -> None:
         self.codec: Any = package.codec
-        self.conditioner = package.conditioner
+        self.conditioner, self.spec = package.conditioner, package.family.spec
         self.data, self.seed, self.folder, self.cache = data, seed, folder, cache
-        self.known = {name for name, _ in package.family.spec.labels}
         self.column: str | None = getattr(package.conditioner, "column", None)
         part = package.card.parts.get(str(package.codec.config.get("part")))
         self.key = {"codec": package.codec.id, "config": package.codec.config, "part": part}
@@ -52,7 +51,7 @@ class Feed:
             )  # fmt: skip
         if path.is_file():
             before = SetInfo.model_validate_json(path.read_text(encoding="utf-8"))
-            if change := _difference(before, info, self.known):
+            if change := self._change(before):
                 raise DataError(
                     'the set "{name}" is not the one that this run began with ({change}); bring that back, or choose '
                     "another folder with --run",
@@ -67,6 +66,16 @@ class Feed:
         if count < FEW:
             yield Log(level="warning", text=f"{count} pictures are few: they will be learnt by heart")
         safefile.write_bytes(path, info.model_dump_json().encode())
+
+    def _change(self, before: SetInfo) -> str:
+        """What the net would miss, or take for something else, in the set as it is now; "" = nothing."""
+        names, now = [name for name, _ in self.spec.labels], self.data.info
+        read_of = getattr(self.conditioner, "read_of", lambda labels: names)
+        was, has = list(read_of(before.labels)), list(read_of(now.labels))
+        if change := _difference(before, now, {*names, *was, *has}):
+            return change
+        # The conditioner was fitted anew: to other columns, where the set has them in another order.
+        return f"columns {', '.join(was)} then, {', '.join(has)} now" if names == has != was else ""
 
     def prepare(self) -> Iterator[Event]:
         """Tokenise texts; with `cache`, encode every row once into a file of the run, and embed its captions."""
