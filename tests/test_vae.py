@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
-from sojourn.families.vae import VAE, Autoencoder, gaussian, kl_normal, roughness
+from sojourn.families.base import drawn
+from sojourn.families.vae import VAE, Autoencoder, AutoencoderOptions, gaussian, kl_normal, roughness
 from sojourn.families.vaegan import VAEGAN, likeness
 from sojourn.registry import get, preset
-from sojourn.types import Batch, Cond, DataSpec, Noise
+from sojourn.types import Batch, Cond, DataSpec, Guide, Noise
 
 SPEC = DataSpec("image", (1, 8, 8))
 SIZES = {"widths": (16, 32), "z": 4, "latent": "map"}
@@ -284,3 +285,12 @@ def test_a_vaegan_reconstructs_through_its_latent():
     assert z.shape == (2, 4)
     assert family.decode(z).shape == x.shape
     assert vaegan(latent="map").latent_shape == (4, 8, 8), "as a latent codec asks"
+
+
+def test_a_guided_walk_keeps_the_spread_that_draws_without_a_guide_have():
+    flat = Guide("flat", energy=lambda x, cond: 0 * x.sum(1))
+    noise, options = Noise(range(200)), AutoencoderOptions(temperature=0.5, steps=60, step_size=0.2)
+    z = 0.5 * noise.draw("z", (8,))
+    places = [step.x for step in drawn(lambda z: z, z, Cond(), [flat], noise, options)]
+    assert len(places) == 60
+    assert abs(float(places[-1].std()) - 0.5) < 0.05
