@@ -174,11 +174,10 @@ class Text:
             raise ConfigError(
                 'conditioner "text" has no use for column "{found}"; it takes "style" alone', found=extra[0]
             )
-        part = (parts or {}).get(self._config.part)
+        part = (parts or {}).get(name := self._config.part)
         if part is None or "embed" not in part.family.can or part.family.spec.kind != "text":
             raise ConfigError(
-                'conditioner "text" needs a part "{part}" that embeds text; name one under parts',
-                part=self._config.part,
+                'conditioner "text" needs a part "{part}" that embeds text; name one under parts', part=name
             )
         self.columns = Columns(self._config.columns)
         self.memory = Memory(part.family, part.codec, self._config.length)
@@ -417,6 +416,5 @@ def _grown(store: Tensor, rows: int) -> Tensor:
     """`store` with room for `rows`, at least doubled when it grows."""
     if rows <= len(store):
         return store
-    out = store.new_zeros(max(rows, 2 * len(store)), *store.shape[1:])
-    out[: len(store)] = store
-    return out
+    more = max(rows, 2 * len(store)) - len(store)
+    return torch.cat([store, store.new_zeros(more, *store.shape[1:])])
