@@ -203,7 +203,9 @@ def test_a_conditional_vae_is_trained_without_its_condition_too(id: str, phase: 
         values.append(family.loss(phase, replace(data, cond=cond), 0).value.detach().mean())
     torch.testing.assert_close(values[0], values[1])
     assert abs(float(values[2] - values[1])) > 1e-6
-    share = (conditional(id, label_drop=0.25).train().told(replace(data, cond=data.cond)).labels == -1).float().mean()
+    share = (
+        (conditional(id, label_drop=0.25).train().dropped(replace(data, cond=data.cond)).labels == -1).float().mean()
+    )
     assert 0.15 < float(share) < 0.35
 
 

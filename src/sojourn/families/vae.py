@@ -229,7 +229,7 @@ class Autoencoder(Family):
             z, cond, guides, noise, options,
         )  # fmt: skip
 
-    def told(self, batch: Batch) -> Cond:
+    def dropped(self, batch: Batch) -> Cond:
         """The batch's condition, emptied in some rows."""
         drops = self.training and conditional(self.spec, self.config)
         return batch.cond.drop(self.config.label_drop) if drops else batch.cond
@@ -315,7 +315,7 @@ class VAE(Autoencoder):
         return [Phase("elbo", ("dec",) if self.config.learns == "decoder" else ("enc", "dec"))]
 
     def loss(self, phase: str, batch: Batch, seen: int) -> Loss:
-        cond = self.told(batch)
+        cond = self.dropped(batch)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.learns == "both"):
             x = batch.x
             if self.config.corruption and self.training:

@@ -58,7 +58,7 @@ class VAEGAN(Autoencoder):
         return [Phase("enc", ("enc",)), Phase("dec", ("dec",)), Phase("D", ("D",))]
 
     def loss(self, phase: str, batch: Batch, seen: int) -> Loss:
-        x, cond, config = batch.x, self.told(batch), self.config
+        x, cond, config = batch.x, self.dropped(batch), self.config
         with torch.set_grad_enabled(torch.is_grad_enabled() and phase == "enc"):
             mean, logvar = gaussian(self.enc(x, cond))
             prior = self.enc.expected(cond, len(batch))

@@ -132,7 +132,7 @@ class VQVAE(Autoencoder):
         return [Phase("elbo", ("enc", "dec"))]
 
     def loss(self, phase: str, batch: Batch, seen: int) -> Loss:
-        cond = self.told(batch)
+        cond = self.dropped(batch)
         z = self.enc(batch.x, cond)  # (b z h w)
         index = self.book.nearest(z)  # (b h w)
         chosen = self.book.look_up(index)
