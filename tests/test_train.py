@@ -511,8 +511,9 @@ def test_shipped_recipes_load_and_overrides_reach_them() -> None:
     assert load_recipe("dcgan", ["augment=ada", "width=16"]).stage[0].model == {"augment": "ada", "width": 16}
     assert load_recipe("vq-vae", ["prior.width=64"]).stage[1].model == {"width": 64}
     assert load_recipe("dcgan", ["widths=[8, 16]", "family=vae"]).stage[0].model == {"widths": [8, 16]}
-    with pytest.raises(ConfigError, match=r"there is no setting witdh; did you mean width"):
+    with pytest.raises(ConfigError, match=r"there is no setting witdh; did you mean width") as wrong:
         load_recipe("dcgan", ["witdh=16"])
+    assert wrong.value.localised("zh") == '-o "witdh=16"：没有设置 witdh；是不是 width？'
     with pytest.raises(ConfigError, match=r"there is no setting stage\.0\.train\.sen; did you mean seen"):
         load_recipe("digits", ["train.sen=1000"])
     with pytest.raises(ConfigError, match="begin it with one of tower, autoencoder, decoder, flow"):

@@ -188,10 +188,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
     elif len(path) == 1 and path[0] not in settings:
         known = {name for stage in targets for name in _model_fields(stage)}
         if path[0] not in known:
-            near = difflib.get_close_matches(path[0], settings | known, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            what = f'override "{override}"'
-            raise ConfigError("{what}: there is no setting {place}{hint}", what=what, place=path[0], hint=hint)
+            raise _no_setting(f'-o "{override}"', path[0], path[0], settings | known)
         path = ["model", *path]
     if not path:
         raise ConfigError('override "{text}" names a stage but no setting', text=override)
@@ -233,11 +230,19 @@ def explain(error: ValidationError, model: type[Any], what: str) -> ConfigError:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(first["loc"][-1]), _fields(model, first["loc"][:-1]), 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        return ConfigError("{what}: there is no setting {place}{hint}", what=what, place=place, hint=hint)
+        return _no_setting(what, place, str(first["loc"][-1]), _fields(model, first["loc"][:-1]))
     return ConfigError(
         "{what}: {place} is {found!r}: {why}", what=what, place=place, found=first.get("input"), why=first["msg"]
+    )
+
+
+def _no_setting(what: str, place: str, name: str, known: Iterable[str]) -> ConfigError:
+    """There is no setting `name` at `place`; the nearest of those known is told."""
+    near = difflib.get_close_matches(name, list(known), 1)
+    if not near:
+        return ConfigError("{what}: there is no setting {place}", what=what, place=place)
+    return ConfigError(
+        "{what}: there is no setting {place}; did you mean {near}?", what=what, place=place, near=near[0]
     )
 
 
