@@ -170,3 +170,9 @@ def test_ada_turns_up_where_real_pictures_are_known_by_heart():
     assert float(gan.p) == 1
     assert "p" in gan.state_dict()
     assert gan.ada_statistics(torch.tensor([2.0, -0.1, 3.0]))["sign"] == 1
+
+
+def test_ada_without_colour_leaves_the_ground_as_it_is():
+    plain = torch.full((64, 3, 16, 16), 0.7)
+    torch.testing.assert_close(ada(plain, 1.0, colour=False), plain)
+    assert float((ada(plain, 1.0) - plain).abs().mean()) > 0.05

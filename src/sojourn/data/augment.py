@@ -28,12 +28,12 @@ def diffaugment(x: Tensor) -> Tensor:
     return x * ~hole(h, w, u[:, 5], u[:, 6])[:, None]
 
 
-def ada(x: Tensor, p: Tensor | float) -> Tensor:
-    """Each of nine changes for a share p of the pictures: (b c h w) in -1..1 -> the same.
+def ada(x: Tensor, p: Tensor | float, colour: bool = True) -> Tensor:
+    """Each of several changes for a share p of the pictures: (b c h w) in -1..1 -> the same.
 
-    Quarter turns, shifts by whole pixels, size, turns, stretch, shifts by parts, brightness, contrast and saturation
-    with hue; no mirror, which would teach a set that has none. Source: Karras et al. 2020, Training Generative
-    Adversarial Networks with Limited Data, fig. 2 and app. B ("bgc" without x-flip).
+    Quarter turns, shifts by whole pixels, size, turns, stretch, shifts by parts; with `colour` also brightness,
+    contrast, hue and saturation. No mirror, which would teach a set that has none. Source: Karras et al. 2020, Training
+    Generative Adversarial Networks with Limited Data, fig. 2 and app. B ("bg" or "bgc" without x-flip).
     """
     b = x.shape[0]
 
@@ -54,6 +54,8 @@ def ada(x: Tensor, p: Tensor | float) -> Tensor:
     stretch = some(torch.exp2(0.2 * normal()), 1.0)
     part = [some(SHIFT * normal() * 2, 0.0) for _ in range(2)]
     x = warped(x, quarter + turn, size * stretch, size / stretch, step[0] + part[0], step[1] + part[1])
+    if not colour:
+        return x
     brightness, contrast = some(0.2 * normal(), 0.0), some(torch.exp2(0.5 * normal()), 1.0)
     hue, saturation = some(uniform(-math.pi, math.pi), 0.0), some(torch.exp2(normal()), 1.0)
     return tinted(x, brightness, contrast, saturation, hue)

@@ -28,6 +28,9 @@ class GANConfig(BaseConfig):
     (DiffAugment). ada: as often as overfitting asks for."""
     ada_samples: int = Field(100_000, ge=1)
     """ada: samples in which its probability may go from 0 to 1."""
+    ada_colour: bool = False
+    """ada: whether brightness, contrast, hue and saturation change too: for photos, not for drawings, whose ground is
+    of one colour that the discriminator must learn."""
 
 
 class GANOptions(LatentOptions):
@@ -61,7 +64,7 @@ class GAN(Family):
         """Pictures (b c h w) as the discriminator sees them."""
         if self.config.augment == "none" or not self.training:
             return x
-        return diffaugment(x) if self.config.augment == "diff" else ada(x, self.p)
+        return diffaugment(x) if self.config.augment == "diff" else ada(x, self.p, self.config.ada_colour)
 
     def ada_statistics(self, score: Tensor) -> dict[str, Tensor]:
         """Statistics of the discriminator's scores of real pictures (b,), positive = taken for real; for `after`."""

@@ -18,6 +18,8 @@ from sojourn.types import Cond, DataSpec
 
 SLOPE, GAIN = 0.2, math.sqrt(2)
 """Of leaky ReLU, and what keeps its variance."""
+QUIET = 0.1
+"""Size of the first pictures, against unit variance."""
 
 
 def activate(x: Tensor) -> Tensor:
@@ -140,6 +142,9 @@ class Synthesis(nn.Module):
         )
         """Shape of each layer's noise."""
         self.to_rgb = nn.ModuleList(Modulated(cout, channels, 1, w_dim, demodulate=False) for cout in widths)
+        with torch.no_grad():  # as loud as the layers, the first pictures would be one pattern that must be unlearnt
+            for layer in self.to_rgb:
+                layer.get_parameter("weight").mul_(QUIET)
         self.bias = nn.Parameter(torch.zeros(channels))
 
     @property
