@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -89,3 +94,42 @@ def packages_folder(sets: dict[str, Path], tmp_path_factory: pytest.TempPathFact
             pass
         (folder / "runs" / name / "model" / "package").rename(folder / name)
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A PostgreSQL server of the tests' own; its URL."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+    if not found:
+        pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
+    bin, folder = found[-1].parent, tmp_path_factory.mktemp("postgres")
+    as_user: list[str] = []
+    if os.getuid() == 0:  # it refuses to run as root
+        for path in (folder, *folder.parents):
+            if path.stat().st_uid == 0 and str(path).startswith("/tmp/"):
+                path.chmod(0o755)
+        shutil.chown(folder, "postgres")
+        as_user = ["runuser", "-u", "postgres", "--"]
+    data = folder / "data"
+    made = [*as_user, str(bin / "initdb"), "-D", str(data), "-A", "trust", "-U", "sojourn", "--no-sync"]
+    subprocess.run(made, check=True, capture_output=True)
+    options = f"-c listen_addresses= -c unix_socket_directories={folder} -c fsync=off -c max_connections=200"
+    control = [*as_user, str(bin / "pg_ctl"), "-D", str(data), "-w", "-l", str(folder / "log")]
+    subprocess.run([*control, "-o", options, "start"], check=True, capture_output=True)
+    yield f"postgresql://sojourn@/postgres?host={folder}"
+    subprocess.run([*control, "-m", "immediate", "stop"], check=True, capture_output=True)
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database of each kind."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/studio.sqlite"
+        return
+    base = request.getfixturevalue("postgres")
+    name = f"t{time.monotonic_ns()}"
+    import psycopg
+
+    with psycopg.connect(base, autocommit=True) as raw:
+        raw.execute(f"CREATE DATABASE {name}")
+    yield base.replace("/postgres?", f"/{name}?")

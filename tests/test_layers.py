@@ -22,6 +22,7 @@ LAYERS = [
     {"train", "wishes", "picture"},
     {"engine"},
     {"measure", "film", "find"},
+    {"studio", "migrations"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

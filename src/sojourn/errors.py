@@ -9,6 +9,7 @@
     ├── PackageError            a package is broken, tampered with or from a newer version
     ├── Unsupported             this family or package cannot do what was asked
     ├── TrainingFailed          a training stopped for good (diverged, no room)
+    ├── StoreError              the studio's database is damaged, newer or away
     └── OutOfRoom               disk or memory is not enough
 
 A message is an English template plus fields, so that the same error can be shown in another language:
@@ -78,6 +79,10 @@ class Unsupported(SojournError):
 
 class TrainingFailed(SojournError):
     """A training stopped for good."""
+
+
+class StoreError(SojournError):
+    """The studio's database cannot be used."""
 
 
 class OutOfRoom(SojournError):

@@ -33,11 +33,15 @@ class Picture:
     def save(self, path: Path | str) -> Path:
         """Write a PNG with the recipe in it; the file appears whole or not at all."""
         target = Path(path)
+        safefile.write_bytes(target, self.png())
+        return target
+
+    def png(self) -> bytes:
+        """The bytes of that file."""
         info = PngInfo()
         info.add_itxt(KEY, json.dumps(self.recipe, ensure_ascii=False, sort_keys=True))
         info.add_itxt("parameters", str(self.recipe["prompt"]))
-        safefile.write_bytes(target, png(self.pil, info))
-        return target
+        return png(self.pil, info)
 
     def _repr_png_(self) -> bytes:
         return png(self.pil, None)

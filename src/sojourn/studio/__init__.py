@@ -1,0 +1,1 @@
+"""The studio: what is kept of jobs, pictures and ratings, and the processes that do the work."""

@@ -1,0 +1,385 @@
+"""Jobs: asked for, claimed, done once. What may happen to a job row, and who may do it.
+
+    queued -> running -> done | failed | cancelled
+       ^________|   given back, or its worker died: three tries, then failed
+
+A claim raises the job's token. Everything a worker writes about a job brings that token, and is refused (`Fenced`)
+when the job has changed hands since. Knows nothing about how a job is done.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.orm import Session
+
+from sojourn.errors import NotFound, SojournError
+from sojourn.studio.bell import Bell
+from sojourn.studio.store import Store
+from sojourn.studio.tables import EventRow, JobRow, OwnerRow, PictureRow, WorkerRow
+
+Lane = Literal["interactive", "background"]
+LANES: dict[str, Lane] = {
+    "generate": "interactive", "edit": "interactive",
+    "prepare": "background", "train": "background", "evaluate": "background",
+}  # fmt: skip
+"""The kinds of job there are, and where they wait."""
+TRIES = 3
+"""Times that a job is begun at most."""
+OVER = ("done", "failed", "cancelled")
+PASSING = ("preview", "progress")
+"""Events that say nothing any more when the job is over."""
+
+
+class Fenced(Exception):
+    """The job is no longer this worker's: what it found is not wanted."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as it was when it was looked at."""
+
+    id: int
+    owner: str
+    kind: str
+    state: str
+    request: dict[str, Any]
+    rows: int
+    attempts: int
+    token: int
+    stop: bool
+    progress: dict[str, Any] | None
+    result: dict[str, Any] | None
+    error: dict[str, Any] | None
+    created: float
+    started: float | None
+    ended: float | None
+
+    @property
+    def over(self) -> bool:
+        return self.state in OVER
+
+
+@dataclass(frozen=True)
+class Happened:
+    """An event of a job; ids rise in order over all jobs."""
+
+    id: int
+    job: int
+    kind: str
+    data: dict[str, Any] = field(default_factory=dict)
+    created: float = 0.0
+
+
+class Jobs:
+    """The queue in a store. All that is here is durable when a method returns."""
+
+    def __init__(self, store: Store, bell: Bell) -> None:
+        self.store = store
+        self.bell = bell
+
+    # Asking
+
+    def submit(
+        self, owner: str, kind: str, request: dict[str, Any], *, priority: int = 0, batch: str = "", rows: int = 1
+    ) -> Job:
+        """Ask for a job. batch: jobs that may be drawn in one walk have the same; rows: what it takes of one."""
+
+        def work(session: Session) -> JobRow:
+            if session.get(OwnerRow, owner) is None:
+                # A newcomer takes a turn like everyone, but not those that the others had before.
+                least = session.scalar(select(func.min(OwnerRow.served))) or 0
+                session.add(OwnerRow(name=owner, served=least))
+            row = JobRow(
+                owner=owner, kind=kind, lane=LANES[kind], priority=priority, request=request, batch=batch, rows=rows,
+                created=time.time(),
+            )  # fmt: skip
+            session.add(row)
+            session.flush()
+            session.add(_event(row.id, "queued", {}))
+            return row
+
+        row = self.store.write(work)
+        self.bell.ring("job")
+        return _job(row)
+
+    def get(self, id: int, owner: str | None = None) -> Job:
+        """A job; with `owner`, only if it is theirs. Raises NotFound."""
+        row = self.store.read(lambda session: session.get(JobRow, id))
+        if row is None or (owner is not None and row.owner != owner):
+            raise NotFound("there is no job {id}", id=id)
+        return _job(row)
+
+    def page(
+        self, owner: str | None = None, states: Iterable[str] = (), before: int | None = None, limit: int = 100
+    ) -> list[Job]:
+        """Jobs, the newest first; before: an id, to go on from."""
+        query = select(JobRow).order_by(JobRow.id.desc()).limit(limit)
+        if owner is not None:
+            query = query.where(JobRow.owner == owner)
+        if wanted := tuple(states):
+            query = query.where(JobRow.state.in_(wanted))
+        if before is not None:
+            query = query.where(JobRow.id < before)
+        return [_job(row) for row in self.store.read(lambda session: session.scalars(query).all())]
+
+    def ahead(self, job: Job) -> int:
+        """Jobs that were asked for before this one, in its lane, and are not over."""
+        query = select(func.count()).where(
+            JobRow.lane == LANES[job.kind], JobRow.state.in_(("queued", "running")), JobRow.id < job.id
+        )
+        return self.store.read(lambda session: session.scalar(query)) or 0
+
+    def cancel(self, id: int, owner: str | None = None) -> Job:
+        """Stop a job: at once if it waits, else as soon as its worker hears of it. One that is over stays as it is."""
+        self.get(id, owner)
+
+        def work(session: Session) -> JobRow:
+            row = session.scalars(select(JobRow).where(JobRow.id == id).with_for_update()).one()
+            if row.state == "queued":
+                _over(session, row, "cancelled", {})
+            elif row.state == "running":
+                row.stop = True
+            return row
+
+        row = self.store.write(work)
+        self.bell.ring("stop" if row.state == "running" else "event")
+        return _job(row)
+
+    def events(
+        self, after: int = 0, job: int | None = None, owner: str | None = None, limit: int = 1000
+    ) -> list[Happened]:
+        """What happened since the event `after`, in order."""
+        query = select(EventRow).where(EventRow.id > after).order_by(EventRow.id).limit(limit)
+        if job is not None:
+            query = query.where(EventRow.job == job)
+        if owner is not None:
+            query = query.join(JobRow, JobRow.id == EventRow.job).where(JobRow.owner == owner)
+        rows = self.store.read(lambda session: session.scalars(query).all())
+        return [Happened(row.id, row.job, row.kind, row.data, row.created) for row in rows]
+
+    def latest(self) -> int:
+        """Number of the last event."""
+        return self.store.read(lambda session: session.scalar(select(func.max(EventRow.id)))) or 0
+
+    # Workers
+
+    def enlist(self, host: str, pid: int, born: str, lanes: Sequence[str]) -> int:
+        """A new worker; its number. born: what tells its process from others of that number."""
+
+        def work(session: Session) -> int:
+            row = WorkerRow(host=host, pid=pid, born=born, lanes=",".join(lanes), created=time.time())
+            session.add(row)
+            session.flush()
+            return row.id
+
+        return self.store.write(work)
+
+    def claim(self, worker: int, lanes: Sequence[str], room: int = 1) -> list[Job]:
+        """The next job for a worker, with others of its batch key up to `room` rows; [] when none waits.
+
+        Higher priority first; then the owner who was served longest ago; then the older job. A job that was begun
+        before is done alone: it may be what killed its worker.
+        """
+
+        def work(session: Session) -> list[JobRow]:
+            me = session.get(WorkerRow, worker)
+            if me is None or me.gone:
+                raise Fenced
+            waiting = (
+                select(JobRow)
+                .join(OwnerRow, OwnerRow.name == JobRow.owner)
+                .where(JobRow.state == "queued", JobRow.lane.in_(lanes))
+                .order_by(JobRow.priority.desc(), OwnerRow.served, JobRow.id)
+                .with_for_update(of=JobRow, skip_locked=True)
+            )
+            first = session.scalars(waiting.limit(1)).first()
+            if first is None:
+                return []
+            taken = [first]
+            if first.batch and not first.attempts:
+                alike = waiting.where(JobRow.batch == first.batch, JobRow.attempts == 0, JobRow.id != first.id)
+                left = room - first.rows
+                for row in session.scalars(alike.limit(room)):
+                    if row.rows <= left:
+                        taken.append(row)
+                        left -= row.rows
+            turn = (session.scalar(select(func.max(OwnerRow.served))) or 0) + 1
+            owners = {row.owner for row in taken}
+            session.execute(update(OwnerRow).where(OwnerRow.name.in_(owners)).values(served=turn))
+            for row in taken:
+                row.state, row.worker, row.started = "running", worker, time.time()
+                row.token += 1
+                row.attempts += 1
+                session.add(_event(row.id, "started", {"attempt": row.attempts}))
+            return taken
+
+        rows = self.store.write(work)
+        if rows:
+            self.bell.ring("event")
+        return [_job(row) for row in rows]
+
+    def beat(self, worker: int) -> set[int]:
+        """A sign of life; the jobs of this worker that are to stop. Raises Fenced when it was taken for dead."""
+
+        def work(session: Session) -> set[int]:
+            alive = session.execute(
+                update(WorkerRow)
+                .where(WorkerRow.id == worker, WorkerRow.gone.is_(False))
+                .values(beats=WorkerRow.beats + 1)
+            )
+            if not alive.rowcount:  # type: ignore[attr-defined]
+                raise Fenced
+            return set(session.scalars(_running(worker).where(JobRow.stop.is_(True)).with_only_columns(JobRow.id)))
+
+        return self.store.write(work)
+
+    def stopped(self, worker: int) -> set[int]:
+        """The jobs of a worker that are to stop, without a sign of life."""
+        query = _running(worker).where(JobRow.stop.is_(True)).with_only_columns(JobRow.id)
+        return self.store.read(lambda session: set(session.scalars(query)))
+
+    def report(self, job: Job, kind: str, data: dict[str, Any]) -> None:
+        """An event of a running job. Raises Fenced."""
+
+        def work(session: Session) -> None:
+            row = _held(session, job)
+            if kind == "progress":
+                row.progress = data
+            session.add(_event(job.id, kind, data))
+
+        self.store.write(work)
+        self.bell.ring("event")
+
+    def finish(self, job: Job, result: dict[str, Any], pictures: Sequence[PictureRow] = ()) -> list[int]:
+        """The job is done, and these are its pictures: both or nothing. Their ids. Raises Fenced."""
+        from sojourn.studio.gallery import put_in
+
+        def work(session: Session) -> list[int]:
+            row = _held(session, job)
+            ids = [put_in(session, _copy(picture)) for picture in pictures]
+            row.result = {**result, "pictures": ids} if pictures else result
+            _over(session, row, "done", row.result)
+            return ids
+
+        ids = self.store.write(work)
+        self.bell.ring("event")
+        return ids
+
+    def fail(self, job: Job, error: BaseException) -> None:
+        """The job cannot be done: bad input is told at once, what was unforeseen is tried again. Raises Fenced."""
+
+        def work(session: Session) -> None:
+            row = _held(session, job)
+            told = message(error)
+            if isinstance(error, SojournError) or row.attempts >= TRIES:
+                _over(session, row, "failed", told)
+            else:
+                _again(session, row, told)
+
+        self.store.write(work)
+        self.bell.ring("job")
+
+    def cancelled(self, job: Job) -> None:
+        """A running job has stopped as it was asked to. Raises Fenced."""
+        self.store.write(lambda session: _over(session, _held(session, job), "cancelled", {}))
+        self.bell.ring("event")
+
+    def give_back(self, job: Job) -> None:
+        """A worker that ends in peace puts a job back; that was no try of it. Raises Fenced."""
+
+        def work(session: Session) -> None:
+            row = _held(session, job)
+            row.attempts -= 1
+            _again(session, row, message(InterruptedError("its worker was stopped")))
+
+        self.store.write(work)
+        self.bell.ring("job")
+
+    def bury(self, worker: int, why: str, beats: int | None = None) -> int:
+        """A worker is dead: its jobs wait again, or have failed after their third try. How many there were.
+
+        beats: only if it gave no sign of life since that one.
+        """
+
+        def work(session: Session) -> int:
+            query = update(WorkerRow).where(WorkerRow.id == worker, WorkerRow.gone.is_(False))
+            if beats is not None:
+                query = query.where(WorkerRow.beats == beats)
+            if not session.execute(query.values(gone=True)).rowcount:  # type: ignore[attr-defined]
+                return 0
+            rows = session.scalars(_running(worker).with_for_update()).all()
+            for row in rows:
+                if row.stop:
+                    _over(session, row, "cancelled", {})
+                elif row.attempts >= TRIES:
+                    told = SojournError("its worker died {count} times, at last: {why}", count=row.attempts, why=why)
+                    _over(session, row, "failed", message(told))
+                else:
+                    _again(session, row, message(SojournError("its worker died: {why}", why=why)))
+            return len(rows)
+
+        count = self.store.write(work)
+        self.bell.ring("job")
+        return count
+
+    def workers(self) -> list[WorkerRow]:
+        """Those that are not known to be dead."""
+        query = select(WorkerRow).where(WorkerRow.gone.is_(False)).order_by(WorkerRow.id)
+        return list(self.store.read(lambda session: session.scalars(query).all()))
+
+
+def message(error: BaseException) -> dict[str, Any]:
+    """An error as it is kept: template and fields, to be told in any language."""
+    if isinstance(error, SojournError):
+        return {
+            "type": type(error).__name__,
+            "template": error.template,
+            "fields": {name: str(value) for name, value in error.fields.items()},
+        }
+    what = f"{type(error).__name__}: {error}"[:500]
+    return {"type": "SojournError", "template": "{what}", "fields": {"what": what}}
+
+
+def _running(worker: int) -> Any:
+    return select(JobRow).where(JobRow.state == "running", JobRow.worker == worker)
+
+
+def _held(session: Session, job: Job) -> JobRow:
+    """The row of a running job, locked, if the token is still the one."""
+    query = select(JobRow).where(JobRow.id == job.id, JobRow.token == job.token, JobRow.state == "running")
+    row = session.scalars(query.with_for_update()).first()
+    if row is None:
+        raise Fenced
+    return row
+
+
+def _over(session: Session, row: JobRow, state: str, told: dict[str, Any]) -> None:
+    row.state, row.ended, row.worker = state, time.time(), None
+    if state == "failed":
+        row.error = told
+    session.execute(delete(EventRow).where(EventRow.job == row.id, EventRow.kind.in_(PASSING)))
+    session.add(_event(row.id, state, told))
+
+
+def _again(session: Session, row: JobRow, told: dict[str, Any]) -> None:
+    row.state, row.worker, row.progress = "queued", None, None
+    session.add(_event(row.id, "again", told))
+
+
+def _event(job: int, kind: str, data: dict[str, Any]) -> EventRow:
+    return EventRow(job=job, kind=kind, data=data, created=time.time())
+
+
+def _job(row: JobRow) -> Job:
+    return Job(**{name: getattr(row, name) for name in Job.__dataclass_fields__})
+
+
+def _copy(row: PictureRow) -> PictureRow:
+    """A row of its own for each attempt of a transaction."""
+    kept = {column.key for column in PictureRow.__table__.columns} - {"id"}
+    return PictureRow(**{key: value for key, value in vars(row).items() if key in kept})

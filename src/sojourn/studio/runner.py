@@ -1,0 +1,154 @@
+"""Keeps the worker processes of this machine alive, and buries those that died or stand still.
+
+A worker stands still when its count of beats did not change for a lease, by this process's own monotonic clock: no
+clock is compared with another, so none can jump.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+from sojourn.studio.jobs import Fenced, Jobs
+from sojourn.studio.process import born
+from sojourn.studio.worker import BEAT_S
+
+LEASE_S = 12.0
+"""Without a sign of life for so long, a worker is taken for dead."""
+PATIENCE_S = 8.0
+"""How long workers have to end in peace."""
+CRASHES_S = 5.0
+"""Pause before a worker that died within its first seconds is started again."""
+
+
+class Runner:
+    """Worker processes for a list of lanes ("interactive", "background"), one each."""
+
+    def __init__(
+        self, jobs: Jobs, lanes: Sequence[str] = ("interactive", "background"), lease_s: float = LEASE_S
+    ) -> None:
+        self.jobs, self.lanes, self.lease_s = jobs, tuple(lanes), lease_s
+        self.closing = threading.Event()
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Bury what an earlier life left, and start."""
+        self._bury_dead()
+        self._threads = [threading.Thread(target=self._keep, args=(lane,), daemon=True) for lane in self.lanes]
+        self._threads.append(threading.Thread(target=self._watch, name="watch", daemon=True))
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """End all workers: in peace, or after a while not; their jobs wait for the next start."""
+        self.closing.set()
+        for process in self._processes.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.terminate()
+        deadline = time.monotonic() + PATIENCE_S
+        for process in self._processes.values():
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        for thread in self._threads:
+            thread.join(timeout=2 * BEAT_S)
+        self._bury_dead()
+
+    def pids(self) -> dict[str, int]:
+        """Lane -> process."""
+        return {lane: process.pid for lane, process in self._processes.items() if process.poll() is None}
+
+    def _keep(self, lane: str) -> None:
+        """Start the worker of a lane again and again."""
+        while not self.closing.is_set():
+            begun = time.monotonic()
+            process = subprocess.Popen(self._command(lane), stdin=subprocess.DEVNULL)
+            self._processes[lane] = process
+            code = process.wait()
+            if self.closing.is_set():
+                return
+            self._bury(process.pid, _cause(code))
+            if time.monotonic() - begun < CRASHES_S:
+                self.closing.wait(CRASHES_S)
+
+    def _command(self, lane: str) -> list[str]:
+        store = self.jobs.store
+        url = store.url.render_as_string(hide_password=False)
+        return [
+            sys.executable,
+            "-m",
+            "sojourn.studio.worker",
+            "--lanes",
+            lane,
+            "--database",
+            url,
+            "--parent",
+            str(os.getpid()),
+        ]
+
+    def _bury(self, pid: int, why: str) -> None:
+        host = socket.gethostname()
+        for row in self.jobs.workers():
+            if row.host == host and row.pid == pid:
+                self.jobs.bury(row.id, why)
+
+    def _bury_dead(self) -> None:
+        """Workers of this machine whose process is no more."""
+        host = socket.gethostname()
+        for row in self.jobs.workers():
+            if row.host == host and born(row.pid) != row.born:
+                self.jobs.bury(row.id, "its process is gone")
+
+    def _enlist(self) -> int:
+        return self.jobs.enlist(socket.gethostname(), os.getpid(), str(born(os.getpid())), ())
+
+    def _watch(self) -> None:
+        seen: dict[int, tuple[int, float]] = {}
+        me = self._enlist()
+        while not self.closing.wait(BEAT_S):
+            begun = time.monotonic()
+            try:
+                self.jobs.beat(me)
+            except Fenced:
+                me = self._enlist()
+            if time.monotonic() - begun > BEAT_S:
+                seen.clear()  # nobody could write: standing still says nothing
+                continue
+            now = time.monotonic()
+            for row in self.jobs.workers():
+                beats, since = seen.get(row.id, (-1, now))
+                if row.beats != beats:
+                    seen[row.id] = (row.beats, now)
+                elif now - since > self.lease_s:
+                    self._still(row.id, row.host, row.pid, row.beats)
+            self._bury_dead()
+        self.jobs.bury(me, "it was stopped")
+
+    def _still(self, worker: int, host: str, pid: int, beats: int) -> None:
+        """Take a worker for dead; one of ours is killed, and `_keep` starts another."""
+        self.jobs.bury(worker, f"no sign of life for {self.lease_s:g} s", beats)
+        for process in self._processes.values():
+            if process.pid == pid and host == socket.gethostname() and process.poll() is None:
+                process.kill()
+
+
+def _cause(code: int) -> str:
+    """Why a process ended, in words."""
+    if code < 0:
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        hint = " (out of memory?)" if -code == signal.SIGKILL else ""
+        return f"{name}{hint}"
+    return f"exit code {code}"
