@@ -10,10 +10,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 WORKERS ?= 2
 
-.PHONY: imagine test check bench setup clean
+.PHONY: imagine serve test check bench setup clean
 
 imagine: $(VENV)/.base
 	@$(BIN)/sojourn imagine "$(PROMPT)"
+
+serve: $(VENV)/.base
+	@$(BIN)/sojourn serve
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) -q -m "not slow"

@@ -16,14 +16,18 @@ RAISED = {name for name, cls in vars(errors).items() if isinstance(cls, type) an
 
 
 def templates() -> dict[str, str]:
-    """Message templates in the source: the first argument of an error or of `say`, by file and line."""
+    """Message templates in the source, by file and line: the first argument of an error or of `say`, the second of
+    an answer over HTTP, which has a status first."""
     out = {}
     for path in SRC.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and node.args:
                 name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
-                if name in RAISED | {"say", "warn"}:
-                    first = node.args[0]
+                answer = name in {"Refusal", "Denied"}
+                if name in RAISED | {"say", "warn"} or (answer and len(node.args) > 1):
+                    first = node.args[1 if answer else 0]
+                    if answer and not isinstance(first, ast.Constant) and "template" in ast.unparse(first):
+                        continue  # an error of another layer becomes an answer
                     place = f"{path.name}:{node.lineno}"
                     assert isinstance(first, ast.Constant), f"{place}: the template must be a literal"
                     out[str(first.value)] = place

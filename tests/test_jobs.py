@@ -7,15 +7,19 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from sqlalchemy import func, select
 
 from sojourn.errors import ConfigError, InvalidInput, NotFound, PromptError, SojournError, Unsupported
+from sojourn.picture import png
 from sojourn.studio.bell import Bell
 from sojourn.studio.jobs import TRIES, Fenced, Job, Jobs
 from sojourn.studio.process import born
@@ -545,3 +549,75 @@ def test_wrong_requests_are_refused_before_they_are_kept(house: Path) -> None:
         card.write_text(card.read_text().replace('"sample"', '"embed"'))
         with pytest.raises(Unsupported, match="does not draw"):
             studio.ask("generate", {"prompt": "3 --model reader"})
+
+
+@pytest.mark.postgres
+def test_a_database_that_goes_away_loses_nothing_that_was_acknowledged(postgres: str, tmp_path: Path) -> None:
+    """T25: its connections are cut, again and again."""
+    import psycopg
+
+    name = f"t{time.monotonic_ns()}"
+    with psycopg.connect(postgres, autocommit=True) as raw:
+        raw.execute(f"CREATE DATABASE {name}")
+    store, bell = Store(postgres.replace("/postgres?", f"/{name}?")), Bell(tmp_path / "bells")
+    jobs = Jobs(store, bell)
+    acknowledged: list[int] = []
+    pauses: list[float] = []
+    end = time.monotonic() + (120 if LONG else 6)
+
+    def submit() -> None:
+        while time.monotonic() < end:
+            begun = time.monotonic()
+            acknowledged.append(ask(jobs).id)
+            pauses.append(time.monotonic() - begun)
+
+    threads = [threading.Thread(target=submit) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    cuts = 0
+    with psycopg.connect(postgres, autocommit=True) as raw:
+        while time.monotonic() < end:
+            time.sleep(5 if LONG else 0.5)
+            query = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = %s"
+            cuts += int(raw.execute(query, (name,)).fetchone()[0])  # type: ignore[index]
+    for thread in threads:
+        thread.join()
+    print(f"T25: {len(acknowledged)} acknowledged over {cuts} cuts, {max(pauses):.2f} s at most")
+    kept = store.read(lambda session: set(session.scalars(select(JobRow.id))))
+    assert cuts > 5
+    assert set(acknowledged) <= kept
+    assert max(pauses) < 5
+    bell.close()
+    store.close()
+
+
+def test_pictures_are_looked_at_when_nothing_else_is_to_be_done(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tower places what the gallery has, also what cannot be read any more."""
+    from sojourn.studio.tables import PictureRow
+    from sojourn.studio.work import Work
+
+    with Studio() as studio:
+        work = Work(studio.jobs, studio.blobs)
+        assert not work.look(), "nothing to look at"
+        rng = np.random.default_rng(0)
+        ids = []
+        for sha in [studio.blobs.put(png(Image.fromarray(rng.integers(0, 255, (8, 8), np.uint8)), None)), "0" * 64]:
+            row = PictureRow(
+                owner="local", sha256=sha, width=8, height=8, words="x", model="flow", seed=0, recipe={}, created=0.0
+            )
+            ids.append(studio.gallery.add(row))
+        assert not work.look(), "no tower"
+
+        class Tower:
+            package = work.model("flow").package
+            family: Any = type(
+                "Family", (), {"can": {"embed"}, "embed_pictures": staticmethod(lambda x: x.flatten(1)[:, :16])}
+            )
+
+        monkeypatch.setattr(work, "model", lambda name: Tower)
+        assert work.look()
+        assert not work.look()
+        near = studio.gallery.alike(
+            "local", np.frombuffer(studio.gallery.get(ids[0], "local").vector or b"", np.float16)
+        )
+        assert [row.id for row, _ in near] == [ids[0]]

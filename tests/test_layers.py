@@ -23,6 +23,7 @@ LAYERS = [
     {"engine"},
     {"measure", "film", "find"},
     {"studio", "migrations"},
+    {"http"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -16,12 +16,14 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from sojourn import registry
+from sojourn import registry, safefile
 from sojourn.card import home
 from sojourn.errors import ConfigError, NotFound
 from sojourn.schema import Part, Strict
 
 T = TypeVar("T", bound=Strict)
+SHOWN = 200
+"""Characters of a wrong value that a message shows."""
 Word = Annotated[str, BeforeValidator(str)]
 """Text that may look like a number on the command line: `-o preset=128`."""
 
@@ -228,12 +230,22 @@ def validated(model: type[T], data: Any, what: str) -> T:
 def explain(error: ValidationError, model: type[Any], what: str) -> ConfigError:
     """The first problem of a pydantic error as a one-line ConfigError."""
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
+    place = safefile.printable(".".join(str(part) for part in first["loc"]), SHOWN)
     if first["type"] == "extra_forbidden":
-        return _no_setting(what, place, str(first["loc"][-1]), _fields(model, first["loc"][:-1]))
+        return _no_setting(what, place, str(first["loc"][-1])[:SHOWN], _fields(model, first["loc"][:-1]))
     return ConfigError(
-        "{what}: {place} is {found!r}: {why}", what=what, place=place, found=first.get("input"), why=first["msg"]
+        "{what}: {place} is {found!r}: {why}",
+        what=what,
+        place=place,
+        found=_short(first.get("input")),
+        why=first["msg"],
     )
+
+
+def _short(value: Any) -> Any:
+    """The value itself, or the beginning of one too long to be shown."""
+    text = value if isinstance(value, str) else repr(value)
+    return value if len(text) <= SHOWN else text[:SHOWN] + "…"
 
 
 def _no_setting(what: str, place: str, name: str, known: Iterable[str]) -> ConfigError:

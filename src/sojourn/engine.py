@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sojourn import package as packages
 from sojourn import prompt as grammar
+from sojourn.codecs.text import EOS, PAD
 from sojourn.config import explain
 from sojourn.data.styles import COLOUR_STYLES
 from sojourn.errors import InvalidInput, NotFound, Unsupported
@@ -47,6 +48,22 @@ class Frame:
     @cached_property
     def pictures(self) -> list[Image.Image]:
         return self.model.decode(self.state.x0)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a walk of a language model has come to."""
+
+    text: str
+    """Whole characters, those of the prompt first."""
+    opening: int
+    """Characters of the prompt, as the model reads it."""
+    read: int
+    """Tokens of the prompt."""
+    drawn: int
+    """Tokens that were drawn, the end among them."""
+    ended: bool
+    """Whether the model found an end."""
 
 
 class Model:
@@ -214,19 +231,32 @@ class Model:
             yield from self.results(request, last).items[:real]
 
     def write(self, prompt: str, *, seed: int | None = None, **options: Any) -> Iterator[str]:
-        """Continue `prompt` as text, piece by piece, whole characters only."""
+        """Continue `prompt` as text, piece by piece, whole characters only; the prompt comes first."""
+        told = 0
+        for written in self.writes(prompt, seed=seed, **options):
+            if len(written.text) > told:
+                yield written.text[told:]
+                told = len(written.text)
+
+    def writes(self, prompt: str, *, seed: int | None = None, **options: Any) -> Iterator[Written]:
+        """Continue `prompt` as text: what there is after each token, the last time with how it ended."""
         if self.family.spec.kind != "text" or "sample" not in self.family.can:
             raise Unsupported('"{name}" does not write text; it can {can}', name=self.card.name, can=self._abilities)
         request = Request([Prompt.plain(prompt)], [secrets.randbelow(SEEDS) if seed is None else seed], options)
         settings = self.options(request)
-        told = ""
+        text = ""
         with torch.no_grad():
             cond = self.package.conditioner(request.prompts)
+            given = torch.tensor([], dtype=torch.long)
+            if cond.tokens is not None and cond.token_mask is not None:
+                given = cond.tokens[0][cond.token_mask[0]]
+            opening = len(str(self.package.codec.unpack(given[None])[0]))
             for state in self.family.sample(cond, Noise(request.seeds), settings):
-                text = str(self.package.codec.unpack(state.x0)[0]).rstrip("\ufffd")
-                if text.startswith(told) and len(text) > len(told):
-                    yield text[len(told) :]
-                    told = text
+                row = state.x0[0]
+                now = str(self.package.codec.unpack(state.x0)[0]).rstrip("\ufffd")
+                text = now if now.startswith(text) else text
+                drawn = int((row != PAD).sum()) - 1 - len(given)  # without the beginning
+                yield Written(text, opening, len(given), drawn, bool((row == EOS).any()))
 
 
 def load(name: str | Path) -> Model:

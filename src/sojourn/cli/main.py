@@ -30,6 +30,9 @@ VERBS = {
     "models": ("models:models", "List, show, verify, export and import packages."),
     "families": ("models:families", "The kinds of model there are."),
     "recipes": ("models:recipes", "The trainings that ship with Sojourn."),
+    "serve": ("serve:serve", "Start the studio: an API, a gallery, jobs."),
+    "keys": ("serve:keys", "Keys for the server."),
+    "worker": ("serve:worker", "Do the jobs of a studio beside its own workers."),
 }
 
 

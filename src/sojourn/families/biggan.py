@@ -144,7 +144,8 @@ class BigDiscriminator(nn.Module):
         self.out = nn.Linear(widths[-1], 1, bias=False)
         self.embed = embedding(spec, widths[-1]) if conditional(spec) else None
         initialise(self)
-        normalised(self)
+        # Classes as loud as they wish: divided by the norm of all, with so few pictures of each they were not heard.
+        normalised(self, but=(nn.Embedding,))
 
     def forward(self, x: Tensor, cond: Cond) -> Tensor:
         h = self.body(x)  # (b, d)

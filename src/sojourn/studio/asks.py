@@ -6,13 +6,13 @@ import hashlib
 import secrets
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, field_validator
 
 from sojourn import card, config, safefile
 from sojourn import prompt as grammar
 from sojourn.config import validated
 from sojourn.errors import InvalidInput, Unsupported
-from sojourn.schema import Prompt, Strict
+from sojourn.schema import Card, Prompt, Strict
 
 DEFAULT = "emoji"
 """The package that draws where nobody says which."""
@@ -21,6 +21,8 @@ PICTURES = 4
 """Pictures of a prompt that does not say how many."""
 TEXT_MAX = 20_000
 """Characters of a prompt with its parameters."""
+STEPS_MAX = 1000
+"""Steps of a walk at most."""
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Option = str | int | float | bool | None
@@ -33,8 +35,16 @@ class GenerateAsk(Strict):
     """Words and --parameters, as on the command line."""
     options: dict[Annotated[str, StringConstraints(max_length=64)], Option] = Field(default_factory=dict, max_length=32)
     """Options of the family, over the package's."""
-    previews: int = Field(0, ge=0, le=32)
+    previews: int = Field(0, ge=0, le=32, strict=True)
     """Intermediate samples to show of the walk. 0 = none."""
+
+    @field_validator("options")
+    @classmethod
+    def _bounded(cls, options: dict[str, Option]) -> dict[str, Option]:
+        steps = options.get("steps", 1)
+        if type(steps) is not int or not 1 <= steps <= STEPS_MAX:
+            raise ValueError(f"steps is a whole number, 1..{STEPS_MAX}")
+        return options
 
 
 class EditAsk(GenerateAsk):
@@ -46,6 +56,31 @@ class EditAsk(GenerateAsk):
     """A picture of the same size, white where the source may change."""
     strength: float = Field(0.6, ge=0, le=1)
     """How far from the source: 0 = the source itself, 1 = only the prompt."""
+
+
+class WriteAsk(Strict):
+    """Text that goes on from a prompt."""
+
+    prompt: str = Field("", max_length=TEXT_MAX)
+    """What it goes on from, as it stands: there are no parameters in it."""
+    model: str = Field(max_length=100)
+    """A package that writes text."""
+    seed: int | None = Field(None, ge=0, le=2**53 - 1)
+    """None = one is drawn."""
+    max_tokens: int | None = Field(None, ge=1, le=100_000)
+    """New tokens at most. None = as many as the model holds."""
+    temperature: float | None = Field(None, ge=0, le=10)
+    """0 = always the likeliest token. None = the package's own, as below."""
+    top_p: float | None = Field(None, gt=0, le=1)
+    """Choose among the likeliest tokens that hold this share."""
+    top_k: int | None = Field(None, ge=0, le=1_000_000)
+    """Choose among so many likeliest tokens."""
+    repetition: float | None = Field(None, ge=1, le=10)
+    """How much less likely a token becomes once it occurred."""
+    stop: list[Annotated[str, StringConstraints(min_length=1, max_length=200)]] = Field(
+        default_factory=list, max_length=4
+    )
+    """Texts before which it ends."""
 
 
 class PrepareAsk(Strict):
@@ -97,7 +132,8 @@ class EvaluateAsk(Strict):
 
 
 ASKS: dict[str, type[Strict]] = {
-    "generate": GenerateAsk, "edit": EditAsk, "prepare": PrepareAsk, "train": TrainAsk, "evaluate": EvaluateAsk,
+    "generate": GenerateAsk, "edit": EditAsk, "write": WriteAsk, "prepare": PrepareAsk, "train": TrainAsk,
+    "evaluate": EvaluateAsk,
 }  # fmt: skip
 
 
@@ -114,11 +150,21 @@ def settled(kind: str, asked: Any) -> tuple[dict[str, Any], str, int]:
         ask.prompt = grammar.format(prompt)
         if kind == "generate":
             batch = _batch(prompt, ask)
+    elif isinstance(ask, WriteAsk):
+        found = card.read(card.find(ask.model, paths=False), verify=False)
+        if not writes(found):
+            raise Unsupported('"{name}" does not write text; it can {can}', name=ask.model, can=", ".join(found.can))
+        ask.seed = secrets.randbelow(SEEDS) if ask.seed is None else ask.seed
     elif isinstance(ask, TrainAsk):
         config.load_recipe(ask.recipe, ask.overrides)
     elif isinstance(ask, PrepareAsk) and (ask.upload is None) == (ask.path is None):
         raise InvalidInput("give an upload or a path to prepare, one of the two")
     return ask.model_dump(mode="json"), batch, rows
+
+
+def writes(found: Card) -> bool:
+    """Whether a package writes text."""
+    return "sample" in found.can and found.codec.id == "text"
 
 
 def _drawable(ask: GenerateAsk) -> Prompt:
@@ -128,7 +174,7 @@ def _drawable(ask: GenerateAsk) -> Prompt:
     found = card.read(card.find(name, paths=False), verify=False)
     if "sample" not in found.can or found.codec.id == "text":
         raise Unsupported('"{name}" does not draw pictures; it can {can}', name=name, can=", ".join(found.can))
-    if not prompt.segments and found.conditioner.id not in ("none", "labels"):
+    if not prompt.segments and not isinstance(ask, EditAsk) and found.conditioner.id not in ("none", "labels"):
         grammar.parse(ask.prompt)  # says where a word is missing
     seed = secrets.randbelow(SEEDS) if prompt.seed is None else prompt.seed
     return prompt.model_copy(update={"model": name, "seed": seed, "n": prompt.n or PICTURES})

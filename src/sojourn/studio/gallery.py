@@ -173,13 +173,10 @@ class Gallery:
             raise InvalidInput("the name of a collection has 1..200 characters, found {found}", found=len(shown))
 
         def work(session: Session) -> int:
-            row = session.scalars(
-                select(CollectionRow).where(CollectionRow.owner == owner, CollectionRow.name == shown)
-            ).first()
-            if row is None:
-                row = CollectionRow(owner=owner, name=shown, created=time.time())
-                session.add(row)
-                session.flush()
+            made = "INSERT INTO collections (owner, name, created) VALUES (:owner, :name, :now) ON CONFLICT DO NOTHING"
+            session.execute(text(made), {"owner": owner, "name": shown, "now": time.time()})
+            found = select(CollectionRow).where(CollectionRow.owner == owner, CollectionRow.name == shown)
+            row = session.scalars(found).one()
             theirs = select(PictureRow.id).where(PictureRow.id.in_(list(ids)), PictureRow.owner == owner)
             inside = set(session.scalars(select(MemberRow.picture).where(MemberRow.collection == row.id)))
             session.add_all(

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.orm import Session
 
 from sojourn.errors import NotFound, SojournError
@@ -24,14 +24,14 @@ from sojourn.studio.tables import EventRow, JobRow, OwnerRow, PictureRow, Worker
 
 Lane = Literal["interactive", "background"]
 LANES: dict[str, Lane] = {
-    "generate": "interactive", "edit": "interactive",
+    "generate": "interactive", "edit": "interactive", "write": "interactive",
     "prepare": "background", "train": "background", "evaluate": "background",
 }  # fmt: skip
 """The kinds of job there are, and where they wait."""
 TRIES = 3
 """Times that a job is begun at most."""
 OVER = ("done", "failed", "cancelled")
-PASSING = ("preview", "progress")
+PASSING = ("preview", "progress", "text")
 """Events that say nothing any more when the job is over."""
 
 
@@ -93,7 +93,8 @@ class Jobs:
             if session.get(OwnerRow, owner) is None:
                 # A newcomer takes a turn like everyone, but not those that the others had before.
                 least = session.scalar(select(func.min(OwnerRow.served))) or 0
-                session.add(OwnerRow(name=owner, served=least))
+                first = text("INSERT INTO owners (name, served) VALUES (:name, :served) ON CONFLICT DO NOTHING")
+                session.execute(first, {"name": owner, "served": least})  # another may be adding it just now
             row = JobRow(
                 owner=owner, kind=kind, lane=LANES[kind], priority=priority, request=request, batch=batch, rows=rows,
                 created=time.time(),
@@ -133,6 +134,16 @@ class Jobs:
             JobRow.lane == LANES[job.kind], JobRow.state.in_(("queued", "running")), JobRow.id < job.id
         )
         return self.store.read(lambda session: session.scalar(query)) or 0
+
+    def waiting(self, owner: str) -> int:
+        """Jobs of an owner that wait."""
+        query = select(func.count()).where(JobRow.owner == owner, JobRow.state == "queued")
+        return self.store.read(lambda session: session.scalar(query)) or 0
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs there are of each state."""
+        query = select(JobRow.state, func.count()).group_by(JobRow.state)
+        return {row[0]: row[1] for row in self.store.read(lambda session: session.execute(query).all())}
 
     def cancel(self, id: int, owner: str | None = None) -> Job:
         """Stop a job: at once if it waits, else as soon as its worker hears of it. One that is over stays as it is."""

@@ -11,6 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from sojourn import card, config, engine
 from sojourn import package as packages
 from sojourn import prompt as grammar
@@ -21,16 +24,23 @@ from sojourn.engine import Frame, Model
 from sojourn.errors import SojournError
 from sojourn.picture import Picture, Pictures, png
 from sojourn.schema import Artifact, Done, Event, Preview, Progress
-from sojourn.studio.asks import EditAsk, EvaluateAsk, GenerateAsk, PrepareAsk, TrainAsk
+from sojourn.studio.asks import EditAsk, EvaluateAsk, GenerateAsk, PrepareAsk, TrainAsk, WriteAsk
 from sojourn.studio.blobs import Blobs
+from sojourn.studio.gallery import Gallery
 from sojourn.studio.jobs import Fenced, Job, Jobs
 from sojourn.studio.tables import PictureRow
 from sojourn.wishes import Request, conditions
 
 HOT = 3
 """Packages kept in memory."""
+TOWER = "contrastive"
+"""The package that says which pictures of the gallery are alike, where there is one of this name."""
+LOOKS = 32
+"""Pictures it looks at in one go."""
 PROGRESS_S = 0.5
 """Seconds between two progress events of a job at least."""
+TEXT_S = 0.05
+"""Seconds between two pieces of a text at least."""
 
 
 class Work:
@@ -40,6 +50,7 @@ class Work:
         self, jobs: Jobs, blobs: Blobs, stops: Callable[[], set[int]] = set, ending: Callable[[], bool] = lambda: False
     ) -> None:
         self.jobs, self.blobs = jobs, blobs
+        self.gallery = Gallery(jobs.store, blobs)
         self.stops, self.ending = stops, ending
         self._models: OrderedDict[str, Model] = OrderedDict()
 
@@ -48,6 +59,8 @@ class Work:
         try:
             if taken[0].kind in ("generate", "edit"):
                 self._draw(taken)
+            elif taken[0].kind == "write":
+                self._write(taken[0])
             else:
                 self._run(taken[0])
         except Exception as error:  # whatever it was, the job says so
@@ -70,6 +83,24 @@ class Work:
         while len(self._models) > HOT:
             self._models.popitem(last=False)
         return held
+
+    def look(self) -> bool:
+        """Have the tower look at some pictures of the gallery that it has not seen; whether there were any."""
+        rows = self.gallery.unseen(LOOKS)
+        try:
+            tower = self.model(TOWER) if rows else None
+        except SojournError:
+            return False
+        if tower is None or tower.package.codec.id != "image" or "embed" not in tower.family.can:
+            return False
+        codec, places = tower.package.codec, {}
+        for row in rows:
+            places[row.id] = np.zeros(1, np.float32)  # bytes that are gone are not looked for again
+            with suppress(SojournError), torch.no_grad():
+                raw = torch.from_numpy(codec.pack(load_picture(self.blobs.get(row.sha256))))
+                places[row.id] = tower.family.embed_pictures(codec.encode(raw[None]))[0].numpy()
+        self.gallery.place(places)
+        return True
 
     # Drawing
 
@@ -145,10 +176,13 @@ class Work:
             rows = slice(first, first + job.rows)
             first += job.rows
             count = int(job.request.get("previews", 0))
-            if job.id not in live or not _due(frame.step, frame.steps, count):
+            steps = frame.steps
+            if job.kind == "edit":  # a walk that starts from a picture is shorter
+                steps = max(1, round(steps * float(job.request["strength"])))
+            if job.id not in live or not _due(frame.step, steps, count):
                 continue
             shown = [base64.b64encode(png(picture, None)).decode() for picture in frame.pictures[rows]]
-            data = {"step": frame.step, "steps": frame.steps, "pictures": shown}
+            data = {"step": frame.step, "steps": steps, "pictures": shown}
             if not self._held(job, lambda job=job, data=data: self.jobs.report(job, "preview", data)):  # type: ignore[misc]
                 lost.add(job.id)
         return lost
@@ -169,6 +203,31 @@ class Work:
         except Fenced:
             return False
         return True
+
+    # Writing
+
+    def _write(self, job: Job) -> None:
+        """Tell a text as it grows, but nothing that may yet turn out to be a stop; its end is in the result."""
+        ask = WriteAsk.model_validate(job.request)
+        given = ask.model_dump(include={"max_tokens", "temperature", "top_p", "top_k", "repetition"}, exclude_none=True)
+        writing = self.model(ask.model).writes(ask.prompt, seed=ask.seed, **given)
+        text, told, at, end = "", 0, 0.0, "length"
+        with suppress(Fenced):
+            for now in writing:
+                if job.id in self.stops():
+                    self.jobs.cancelled(job)
+                    return
+                if self.ending():
+                    self.jobs.give_back(job)
+                    return
+                text, sure, stopped = until_stop(now.text[now.opening :], ask.stop)
+                end = "stop" if stopped or now.ended else "length"
+                if stopped:
+                    break
+                if sure > told and time.monotonic() - at >= TEXT_S:
+                    self.jobs.report(job, "text", {"at": told, "text": text[told:sure]})
+                    told, at = sure, time.monotonic()
+            self.jobs.finish(job, {"text": text, "end": end, "read": now.read, "drawn": now.drawn})
 
     # All others
 
@@ -273,6 +332,19 @@ EVENTS: dict[str, Callable[[Work, Job], Iterator[Event]]] = {
 def _ask(job: Job) -> GenerateAsk:
     kind = EditAsk if job.kind == "edit" else GenerateAsk
     return kind.model_validate(job.request)
+
+
+def until_stop(text: str, stops: Sequence[str]) -> tuple[str, int, bool]:
+    """A text up to its first stop; how many characters of it cannot be part of one to come; whether there was one."""
+    places = [at for stop in stops if (at := text.find(stop)) >= 0]
+    if places:
+        return text[: min(places)], min(places), True
+    sure = len(text)
+    for stop in stops:
+        for size in range(1, len(stop)):
+            if text.endswith(stop[:size]):
+                sure = min(sure, len(text) - size)
+    return text, sure, False
 
 
 def _due(step: int, steps: int, count: int) -> bool:

@@ -66,7 +66,7 @@ class Worker:
                 continue
             if taken:
                 work.do(taken)
-            else:
+            elif "background" not in self.lanes or not work.look():
                 self.wake.wait(BEAT_S)
         self.jobs.bury(self.id, "it was stopped")
         self.bell.close()

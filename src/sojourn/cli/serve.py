@@ -1,0 +1,110 @@
+"""Verbs of the server: serve, keys, worker."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import signal
+import sys
+
+import click
+
+from sojourn.cli.say import console, say
+from sojourn.errors import InvalidInput
+
+DATABASE = click.option("--database", metavar="URL", help="Default: studio.sqlite in the home folder.")
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", help="Address to listen on. Default: 127.0.0.1, this machine alone.")
+@click.option("--port", type=click.IntRange(0, 65535), default=7865, help="Default: 7865. 0 = any that is free.")
+@click.option("--name", "names", multiple=True, help="A host name this server is called by; may be repeated.")
+@DATABASE
+@click.option("--verbose", is_flag=True, help="A line for each request, without prompts.")
+def serve(host: str, port: int, names: tuple[str, ...], database: str | None, verbose: bool) -> None:
+    """Start the studio: pictures, trainings and a gallery over HTTP, with an OpenAI-compatible API."""
+    from sojourn.http.server import run
+    from sojourn.studio.keys import Keys
+    from sojourn.studio.studio import Studio
+
+    studio = Studio(database)
+    if not _loopback(host) and not Keys(studio.store).any():
+        studio.close()
+        raise InvalidInput(
+            "listening on {host} without a key would let everyone in; make one first: sojourn keys add NAME", host=host
+        )
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(message)s")
+    sys.exit(run(studio, host, port, names, lambda url: say("the studio is at {url}", url=url)))
+
+
+def _loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@click.group()
+def keys() -> None:
+    """Keys for the server: who may come in, and what for."""
+
+
+@keys.command()
+@click.argument("name")
+@click.option(
+    "--scope", type=click.Choice(["generate", "train", "admin"]), default="generate", help="Default: generate."
+)
+@DATABASE
+def add(name: str, scope: str, database: str | None) -> None:
+    """Make a key. It is shown once; from then on nobody comes in without one."""
+    from sojourn.studio.keys import Keys
+    from sojourn.studio.store import Store
+
+    print(Keys(Store(database)).add(name, scope))  # type: ignore[arg-type]
+
+
+@keys.command("list")
+@DATABASE
+def list_keys(database: str | None) -> None:
+    """Who has one."""
+    from rich.table import Table
+
+    from sojourn.studio.keys import Keys
+    from sojourn.studio.store import Store
+
+    table = Table("name", "scope", box=None)
+    for row in Keys(Store(database)).page():
+        table.add_row(row.name, row.scope)
+    console().print(table)
+
+
+@keys.command()
+@click.argument("name")
+@DATABASE
+def remove(name: str, database: str | None) -> None:
+    """Take a key back."""
+    from sojourn.studio.keys import Keys
+    from sojourn.studio.store import Store
+
+    Keys(Store(database)).remove(name)
+    say('the key of "{name}" is worth nothing any more', name=name)
+
+
+@click.command()
+@click.option("--lanes", default="interactive,background", help="What it does. Default: interactive,background.")
+@DATABASE
+def worker(lanes: str, database: str | None) -> None:
+    """Do the jobs of a studio beside its own workers, on this machine."""
+    from sojourn.studio.worker import Worker
+
+    chosen = [lane.strip() for lane in lanes.split(",")]
+    if not chosen or set(chosen) - {"interactive", "background"}:
+        raise InvalidInput('no lanes "{lanes}"; write interactive, background or both with a comma', lanes=lanes)
+    running = Worker(database, chosen)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, running.end)
+    say("worker {pid} waits for jobs", pid=os.getpid())
+    running.run()

@@ -1,0 +1,1 @@
+"""The studio over HTTP: an OpenAI-compatible API, its own API, and who may use them."""

@@ -1,0 +1,117 @@
+"""What the routes share: the studio behind them, who asks, and what is theirs."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from fastapi import Request
+from sqlalchemy import select
+
+from sojourn import prompt as grammar
+from sojourn.card import home
+from sojourn.http.answers import Refusal
+from sojourn.http.hub import Hub
+from sojourn.http.uploads import Uploads
+from sojourn.safefile import write_bytes
+from sojourn.studio.jobs import Job
+from sojourn.studio.keys import Caller, Keys, Scope
+from sojourn.studio.studio import Studio
+from sojourn.studio.tables import PictureRow
+
+WAITING = 500
+"""Jobs of one owner that may wait at once."""
+LINK_S = 3600
+"""How long the address of a picture holds."""
+
+
+class Site:
+    """A studio with what a server needs beside it."""
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
+        self.keys = Keys(studio.store)
+        self.hub = Hub(studio)
+        self.uploads = Uploads(studio.blobs)
+        self._secret = _secret(home() / "secret")
+
+    def ask(self, kind: str, request: dict[str, Any], owner: str, priority: int = 0) -> Job:
+        """Ask for a job of an owner who has not too many waiting."""
+        if self.studio.jobs.waiting(owner) >= WAITING:
+            headers = {"Retry-After": "10", "x-should-retry": "false"}
+            raise Refusal(429, "{count} of your jobs wait already; let some be done, or cancel some", code="queue_full",
+                          headers=headers, count=WAITING)  # fmt: skip
+        return self.studio.ask(kind, request, owner=owner, priority=priority)
+
+    def drawn(self, data: bytes, owner: str) -> str | None:
+        """The prompt of a picture of the owner's gallery, by its bytes: words, style and package, without the seed."""
+        name = hashlib.sha256(data).hexdigest()
+        query = select(PictureRow.recipe).where(PictureRow.sha256 == name, PictureRow.owner == owner)
+        recipe = self.studio.store.read(lambda session: session.scalars(query).first())
+        if not recipe:
+            return None
+        prompt = grammar.parse(str(recipe["prompt"]), allow_empty=True)
+        return grammar.format(prompt.model_copy(update={"seed": None, "n": None, "model": str(recipe["name"])}))
+
+    # Addresses of pictures that hold without a key, for an hour
+
+    def signed(self, base: str, picture: int, format: str, size: tuple[int, int]) -> str:
+        until = int(time.time()) + LINK_S
+        name = f"{picture}-{size[0]}x{size[1]}-{until}.{format}"
+        return f"{base.rstrip('/')}/v1/files/{self._mark(name)}/{name}"
+
+    def opened(self, mark: str, name: str) -> tuple[int, tuple[int, int], str]:
+        """Picture, size and format of such an address. Raises Refusal (404) where it was made up, or is too old."""
+        if not hmac.compare_digest(self._mark(name).encode(), mark.encode("utf-8", "replace")):
+            raise Refusal(404, "there is no such file")
+        stem, _, format = name.partition(".")
+        picture, size, until = stem.split("-")
+        if int(until) < time.time():
+            raise Refusal(404, "there is no such file")
+        width, _, height = size.partition("x")
+        return int(picture), (int(width), int(height)), format
+
+    def _mark(self, name: str) -> str:
+        return hmac.new(self._secret, name.encode("utf-8", "replace"), hashlib.sha256).hexdigest()[:40]
+
+    # Packages
+
+    def remove_package(self, name: str, folder: Path) -> None:
+        """Raises Refusal for one that ships with Sojourn or is a part of another."""
+        if folder.parent != home() / "models":
+            raise Refusal(403, '"{name}" ships with Sojourn and stays', code="permission_denied", name=name[:80])
+        gone = folder.with_name(f".{folder.name}.gone")
+        folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+    @staticmethod
+    def need(request: Request, scope: Scope) -> Caller:
+        """Who asks, if they may. Raises Refusal (403)."""
+        caller: Caller = request.scope["state"]["caller"]
+        if not caller.may(scope):
+            raise Refusal(403, 'this wants a key of scope "{scope}"; yours is "{found}"', code="permission_denied",
+                          scope=scope, found=caller.scope)  # fmt: skip
+        return caller
+
+
+def site(request: Request) -> Site:
+    found: Site = request.app.state.site
+    return found
+
+
+def owner(request: Request) -> str:
+    """Whose is what this request makes."""
+    return Site.need(request, "generate").owner
+
+
+def _secret(path: Path) -> bytes:
+    """What signs addresses: made once, readable by its owner alone."""
+    if not path.is_file():
+        write_bytes(path, secrets.token_bytes(32))
+        path.chmod(0o600)
+    return path.read_bytes()

@@ -1,0 +1,103 @@
+// What all pages share: texts, calls, events, notices, the theme.
+export const data = JSON.parse(document.getElementById("data").textContent);
+export const $ = (id) => document.getElementById(id);
+
+/** A text of the page in its language; {name} is filled in. */
+export function t(text, fields = {}) {
+  return (data.texts[text] ?? text).replace(/\{(\w+)\}/g, (_, name) => fields[name] ?? "");
+}
+
+/** An element with attributes and children; text is never markup. */
+export function el(tag, attributes = {}, ...children) {
+  const out = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) out.addEventListener(name.slice(2), value);
+    else if (value === true) out.setAttribute(name, "");
+    else if (value !== false && value !== null && value !== undefined) out.setAttribute(name, value);
+  }
+  out.append(...children.filter((child) => child !== null));
+  return out;
+}
+
+/** Call the API; the answer's JSON. Shows what went wrong, and throws it. */
+export async function call(method, path, body, quiet = false) {
+  const options = { method, headers: { "accept-language": data.lang } };
+  if (body instanceof FormData || body instanceof Blob) options.body = body;
+  else if (body !== undefined) {
+    options.body = JSON.stringify(body);
+    options.headers["content-type"] = "application/json";
+  }
+  let answer;
+  try {
+    answer = await fetch(path, options);
+  } catch {
+    const error = new Error(t("The server does not answer."));
+    if (!quiet) notice(error.message, true);
+    throw error;
+  }
+  if (answer.ok) return (answer.headers.get("content-type") ?? "").includes("json") ? answer.json() : answer.blob();
+  const told = await answer.json().catch(() => ({ error: { message: `${answer.status}` } }));
+  if (!quiet) notice(told.error.message, true);
+  throw new Error(told.error.message);
+}
+
+export function notice(text, wrong = false) {
+  const line = el("p", { class: wrong ? "notice wrong" : "notice" }, text);
+  $("notices").append(line);
+  setTimeout(() => line.remove(), wrong ? 9000 : 4000);
+}
+
+const KINDS = ["queued", "started", "progress", "preview", "metric", "sheet", "artifact", "log", "text", "done", "failed", "cancelled", "again"];
+
+/** Hear of all jobs: listen(kind, {job, ...}); again() after the server was away for good. */
+export function events(listen, again = () => {}) {
+  let last = 0;
+  let source;
+  const open = () => {
+    source = new EventSource("/api/v1/events");
+    for (const kind of KINDS) {
+      source.addEventListener(kind, (event) => {
+        const id = Number(event.lastEventId);
+        if (id <= last) return; // told already, before the line was cut
+        last = id;
+        listen(kind, JSON.parse(event.data));
+      });
+    }
+    source.onerror = () => {
+      if (source.readyState !== EventSource.CLOSED) return; // the browser tries again by itself, with Last-Event-ID
+      setTimeout(() => {
+        open();
+        again();
+      }, 2000);
+    };
+  };
+  open();
+  addEventListener("pagehide", () => source.close());
+}
+
+export const picture = (id, side) => `/api/v1/pictures/${id}/file${side ? `?side=${side}` : ""}`;
+
+/** Show a picture's recipe. */
+export function recipe(row) {
+  const list = $("recipe-list");
+  list.replaceChildren();
+  const shown = { [t("Prompt")]: row.recipe.prompt, [t("Model")]: row.model, [t("Style")]: row.style, [t("Seed")]: row.seed, [t("Size")]: `${row.width} × ${row.height}` };
+  for (const [name, value] of Object.entries({ ...shown, ...row.recipe.options, build: row.recipe.build, package: row.recipe.package })) {
+    if (value !== null && value !== undefined && value !== "") list.append(el("dt", {}, name), el("dd", {}, String(value)));
+  }
+  $("recipe").showModal();
+}
+
+/** A job's error in words. */
+export function told(error) {
+  if (!error?.template) return "";
+  return error.template.replace(/\{(\w+)(![rsa])?\}/g, (_, name) => error.fields?.[name] ?? "");
+}
+
+const theme = localStorage.getItem("theme");
+if (theme) document.documentElement.dataset.theme = theme;
+$("theme")?.addEventListener("click", () => {
+  const dark = getComputedStyle(document.documentElement).getPropertyValue("--ground").trim() === "#15161a";
+  document.documentElement.dataset.theme = dark ? "light" : "dark";
+  localStorage.setItem("theme", dark ? "light" : "dark");
+});

@@ -1,0 +1,44 @@
+"""Strangers' pictures: decoded in a process that can be killed, kept as plain PNG."""
+
+from __future__ import annotations
+
+import threading
+
+from PIL import Image
+
+from sojourn.data.clean import Limits
+from sojourn.data.pool import Job, Pool, Work
+from sojourn.http.answers import Refusal
+from sojourn.picture import png
+from sojourn.studio.blobs import Blobs
+
+SIDE = 512
+"""Uploads are cut to a square of this side: what packages draw is smaller."""
+
+
+class Uploads:
+    """A pool of one process, started with the first upload."""
+
+    def __init__(self, blobs: Blobs) -> None:
+        self.blobs = blobs
+        self._pool = Pool(Work(SIDE, SIDE, limits=Limits(file_bytes=64 << 20)), count=1)
+        self._lock = threading.Lock()
+
+    def picture(self, data: bytes, param: str) -> Image.Image:
+        """The picture in an upload. Raises Refusal (400)."""
+        with self._lock:
+            result = next(filter(None, self._pool.run([Job(load=lambda: data)])))[1]
+        if result.pixels is None:
+            why = f"{result.reason} ({result.detail})" if result.detail else result.reason
+            raise Refusal(
+                400, "the upload is no picture that can be used: {why}", param=param, code="invalid_image", why=why
+            )
+        pixels = result.pixels
+        return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+    def keep(self, picture: Image.Image) -> str:
+        """Its bytes as a blob; the name."""
+        return self.blobs.put(png(picture, None))
+
+    def close(self) -> None:
+        self._pool.close()

@@ -1,0 +1,81 @@
+"""Keys: who may come in, and what for. A key is told once, when it is made; what is kept is its hash."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.exc import IntegrityError
+
+from sojourn.errors import InvalidInput, NotFound
+from sojourn.studio.store import Store
+from sojourn.studio.tables import KeyRow
+
+Scope = Literal["generate", "train", "admin"]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+"""What a key may do; each may also do what those before it may."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+PREFIX = "sj-"
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks: the owner of what is made, and what they may."""
+
+    owner: str
+    scope: Scope
+
+    def may(self, scope: Scope) -> bool:
+        return SCOPES.index(self.scope) >= SCOPES.index(scope)
+
+
+class Keys:
+    """The keys in a store."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def add(self, name: str, scope: Scope = "generate") -> str:
+        """A new key for `name`, who then owns what is made with it. Raises InvalidInput for a name that is taken."""
+        if not _NAME.fullmatch(name) or name == "local":
+            raise InvalidInput('the name "{name}" is wrong: 1..64 letters, digits, "_", "." or "-"', name=name[:80])
+        if scope not in SCOPES:
+            raise InvalidInput('no scope "{scope}"; it can be {known}', scope=scope, known=", ".join(SCOPES))
+        key = PREFIX + secrets.token_urlsafe(32)
+        row = KeyRow(name=name, scope=scope, hash=_hash(key), created=time.time())
+        try:
+            self.store.write(lambda session: session.add(row))
+        except IntegrityError:
+            raise InvalidInput('there is a key for "{name}" already; remove it first', name=name) from None
+        return key
+
+    def remove(self, name: str) -> None:
+        """The key is worth nothing any more; what its owner made stays. Raises NotFound."""
+        gone = self.store.write(lambda session: session.execute(delete(KeyRow).where(KeyRow.name == name)).rowcount)  # type: ignore[attr-defined]
+        if not gone:
+            raise NotFound('there is no key for "{name}"', name=name[:80])
+
+    def page(self) -> list[KeyRow]:
+        """All of them, without what would open anything."""
+        return list(self.store.read(lambda session: session.scalars(select(KeyRow).order_by(KeyRow.id)).all()))
+
+    def any(self) -> bool:
+        """Whether there is one: then nobody comes in without."""
+        return bool(self.store.read(lambda session: session.scalar(select(func.count(KeyRow.id)))))
+
+    def caller(self, key: str) -> Caller | None:
+        """Whose key this is; None for one that is none."""
+        digest = _hash(key)
+        row = self.store.read(lambda session: session.scalars(select(KeyRow).where(KeyRow.hash == digest)).first())
+        if row is None or not secrets.compare_digest(row.hash, digest):
+            return None
+        return Caller(row.name, row.scope)  # type: ignore[arg-type]
+
+
+def _hash(key: str) -> str:
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,0 +1,359 @@
+"""The web page in a real browser, in both languages: pictures form, vary, are rated and found; nothing leaves it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sojourn.http import pages
+from sojourn.studio.keys import Keys
+from sojourn.studio.store import Store
+
+TEMPLATES = Path(pages.__file__).parent / "templates"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FAINT = """() => {
+  const part = (value) => { value /= 255; return value <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4; };
+  const light = ([red, green, blue]) => 0.2126 * part(red) + 0.7152 * part(green) + 0.0722 * part(blue);
+  const numbers = (text) => text.match(/[\\d.]+/g).map(Number);
+  const out = [];
+  for (const node of document.querySelectorAll("body *")) {
+    if (![...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim())) continue;
+    if (!node.checkVisibility() || node.closest(".quiet, .skip")) continue;
+    let ground = node;
+    let colour = [0, 0, 0, 0];
+    while (ground && (colour[3] ?? 1) === 0) {
+      colour = numbers(getComputedStyle(ground).backgroundColor);
+      ground = ground.parentElement;
+    }
+    const [a, b] = [light(numbers(getComputedStyle(node).color)), light(colour)];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < 4.5) out.push([node.tagName, node.textContent.trim().slice(0, 30), ratio]);
+  }
+  return out;
+}"""
+NAMELESS = """() => [...document.querySelectorAll("input:not([type=hidden]), select, textarea")]
+  .filter((field) => !field.labels?.length && !field.ariaLabel).map((field) => field.id)"""
+
+
+def said() -> set[str]:
+    """Every text of the page that is to be translated."""
+    found: set[str] = set()
+    for path in [*TEMPLATES.glob("*.html"), *pages.STATIC.glob("*.js")]:
+        source = path.read_text(encoding="utf-8")
+        found |= set(re.findall(r"""\bt\("([^"]+)""", source)) | set(re.findall(r"""\bt\('([^']+)'""", source))
+    return found
+
+
+def test_every_text_of_the_page_is_in_both_languages() -> None:
+    zh = pages.texts("zh")
+    assert len(said()) > 60
+    assert said() - zh.keys() == set()
+    assert all(re.search("[\u4e00-\u9fff]", text) for text in zh.values())
+    assert all(set(re.findall(r"\{\w+\}", a)) == set(re.findall(r"\{\w+\}", b)) for a, b in zh.items())
+    assert pages.texts("en")["Imagine"] == "Imagine"
+
+
+def test_the_page_holds_no_code_and_no_address_of_others() -> None:
+    for path in [*TEMPLATES.glob("*.html"), *pages.STATIC.iterdir()]:
+        source = path.read_text(encoding="utf-8")
+        assert not re.search(r"(src|href|action)=\"(https?:)?//", source), path.name
+        assert "innerHTML" not in source, path.name
+        assert "eval(" not in source, path.name
+        if path.suffix == ".html":
+            assert not re.search(r"\son\w+=|<style|style=", source), path.name
+            assert not re.findall(r"<script(?![^>]*(src=|application/json))", source), path.name
+
+
+class Served:
+    """`sojourn serve` as a process."""
+
+    def __init__(self, home: Path, port: int = 0) -> None:
+        self.home, self.log = home, home / "serve.log"
+        self.environment = {**os.environ, "SOJOURN_HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        self.start(port)
+
+    def start(self, port: int) -> None:
+        with self.log.open("w") as out:
+            command = [sys.executable, "-m", "sojourn", "serve", "--port", str(port)]
+            self.process = subprocess.Popen(command, stdout=out, stderr=out, env=self.environment)
+        deadline = time.monotonic() + 60
+        while not (found := re.search(r"http://\S+:(\d+)", self.log.read_text())):
+            assert time.monotonic() < deadline, self.log.read_text()
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.05)
+        self.url, self.port = found[0], int(found[1])
+
+    def end(self) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, packages_folder: Path) -> Iterator[Served]:
+    home = tmp_path_factory.mktemp("served")
+    (home / "models").mkdir()
+    shutil.copytree(packages_folder / "flow", home / "models" / "flow")
+    server = Served(home)
+    yield server
+    server.end()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+class Tab:
+    """A page that remembers what went wrong."""
+
+    def __init__(self, chromium: Any, url: str, locale: str, **more: Any) -> None:
+        self.context = chromium.new_context(locale=locale, base_url=url, **more)
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(60_000)
+        self.wrong: list[str] = []
+        self.asked: set[str] = set()
+        self.page.on("console", lambda m: self.wrong.append(m.text) if m.type in ("error", "warning") else None)
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.wrong.append("a dialog") or dialog.dismiss())
+        self.page.on("request", lambda request: self.asked.add(request.url))
+        self.page.on("response", lambda answer: self.wrong.append(answer.url) if answer.status >= 400 else None)
+
+    def close(self) -> None:
+        self.context.close()
+
+
+@pytest.fixture(params=["en-US", "zh-CN"])
+def tab(request: pytest.FixtureRequest, chromium: Any, served: Served) -> Iterator[Tab]:
+    out = Tab(chromium, served.url, request.param)
+    yield out
+    out.close()
+    assert out.wrong == []
+    elsewhere = [url for url in out.asked if not url.startswith((served.url, "data:", "blob:"))]
+    assert elsewhere == [], "no request leaves the machine"
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+class TestBrowser:
+    def test_a_prompt_becomes_four_pictures_that_can_be_varied_and_rated(self, tab: Tab, served: Served) -> None:
+        page = tab.page
+        page.goto("/?model=flow")
+        assert page.input_value("#model") == "flow"
+        begun = time.monotonic()
+        page.fill("#prompt", "3 --steps 300")
+        page.press("#prompt", "Enter")
+        page.locator(".job .frame.forming img:not([hidden])").first.wait_for()
+        print(f"first sample after {time.monotonic() - begun:.1f} s")
+        id = page.locator(".job").first.get_attribute("data-job")
+        job = page.locator(f".job[data-job='{id}']")
+        job.locator(".acts button").first.wait_for()
+        assert job.locator(".tile").count() == 4
+        star = job.locator(".acts button[aria-pressed]").first
+        star.click()
+        page.locator(".job .acts button[aria-pressed=true]").first.wait_for()
+        zh = tab.page.evaluate("document.documentElement.lang") == "zh-CN"
+        job.locator(f".acts button[title='{'小改' if zh else 'Vary a little'}']").first.click()
+        page.locator(f".job:first-child:not([data-job='{id}'])").wait_for()
+        page.locator(".job").first.locator(".acts button").first.wait_for()
+        job.locator(f".acts button[title='{'配方' if zh else 'Recipe'}']").first.click()
+        assert "--steps 300" in page.locator("#recipe-list").inner_text()
+        page.keyboard.press("Escape")
+        page.reload()
+        page.locator(".job .acts button").first.wait_for()
+        assert page.locator(".job").count() >= 2, "history"
+
+    def test_words_and_parameters_are_completed_by_keys(self, tab: Tab) -> None:
+        page = tab.page
+        page.goto("/")
+        page.locator("#prompt").press_sequentially("a tram")
+        page.locator("#completions li").first.wait_for()
+        page.keyboard.press("Tab")
+        assert page.input_value("#prompt").startswith("a tram")
+        assert len(page.input_value("#prompt")) >= len("a tram ")
+        page.locator("#prompt").press_sequentially("--sty")
+        page.locator("#completions li", has_text="--style").first.wait_for()
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("Enter")
+        assert "--style " in page.input_value("#prompt")
+        page.locator("#prompt").press_sequentially("flu")
+        page.locator("#completions li", has_text="fluent-3d").wait_for()
+        assert page.locator("#prompt").get_attribute("aria-expanded") == "true"
+        page.keyboard.press("Escape")
+        assert page.locator("#completions").is_hidden()
+
+    def test_a_part_is_painted_over_and_changed(self, tab: Tab) -> None:
+        page = tab.page
+        page.goto("/?model=flow")
+        page.wait_for_timeout(1000)
+        count = page.locator(".job").count()
+        page.fill("#prompt", "5 --n 1")
+        page.press("#prompt", "Enter")
+        page.locator(".job").nth(count).wait_for()
+        page.locator(".job").first.locator(".acts button", has_text="✎").click()
+        count += 1
+        box = page.locator("#canvas").bounding_box()
+        page.mouse.move(box["x"] + 60, box["y"] + 60)
+        page.mouse.down()
+        page.mouse.move(box["x"] + 200, box["y"] + 120, steps=5)
+        page.mouse.up()
+        page.click("#brush-go")
+        page.locator(".job").nth(count).wait_for()
+        page.locator(".job").first.locator(".acts button").first.wait_for()
+        jobs = page.evaluate("fetch('/api/v1/jobs?limit=1').then(answer => answer.json())")
+        assert jobs[0]["kind"] == "edit"
+        assert jobs[0]["request"]["mask"]
+
+    def test_the_gallery_searches_chooses_and_throws_away(self, tab: Tab) -> None:
+        page = tab.page
+        page.goto("/gallery")
+        page.locator(".cell").first.wait_for()
+        before = page.locator(".cell").count()
+        page.locator(".cell input").first.check()
+        assert page.locator("#chosen").is_visible()
+        page.locator("[data-act=trash]").click()
+        page.locator("#chosen").wait_for(state="hidden")
+        assert page.locator(".cell").count() == before - 1
+        page.locator("#trashed").check()
+        page.locator(".cell").first.wait_for()
+        page.locator(".cell input").first.check()
+        page.locator("[data-act=back]").click()
+        page.locator("#trashed").uncheck()
+        page.fill("#words", "zebra")
+        page.locator("#nothing").wait_for()
+        page.fill("#words", "3")
+        page.locator(".cell").first.wait_for()
+        page.locator(".cell button").first.click()
+        assert page.locator("#viewer").is_visible()
+        page.keyboard.press("Escape")
+
+    def test_pairs_are_compared_by_keys(self, tab: Tab) -> None:
+        page = tab.page
+        page.goto("/compare")
+        page.locator("#left img[src]").wait_for()
+        for key in ("ArrowLeft", "ArrowRight", "ArrowUp"):
+            told = page.locator("#tally").inner_text()
+            page.keyboard.press(key)
+            page.locator("#tally", has_not_text=told).wait_for()
+        rated = page.evaluate("fetch('/api/v1/ratings?limit=500').then(answer => answer.json())")
+        page.keyboard.press("z")
+        page.wait_for_timeout(500)
+        after = page.evaluate("fetch('/api/v1/ratings?limit=500').then(answer => answer.json())")
+        assert len(after) == len(rated) - 1
+
+    def test_the_language_is_chosen_and_kept(self, tab: Tab) -> None:
+        page = tab.page
+        page.goto("/queue")
+        before = page.evaluate("document.documentElement.lang")
+        page.locator("form.language button").click()
+        page.locator(f"html:not([lang='{before}'])").wait_for(state="attached")
+        assert page.url.endswith("/queue")
+        page.goto("/gallery")
+        assert page.evaluate("document.documentElement.lang") != before
+        page.locator("#theme").click()
+        page.reload()
+        assert page.locator("html[data-theme]").count() == 1
+
+    def test_models_and_queue_show_what_there_is(self, tab: Tab) -> None:
+        page = tab.page
+        page.goto("/models")
+        assert page.locator(".card h2", has_text="emoji").count() == 1
+        page.locator("#recipe-name").select_option("dcgan")
+        page.locator("#recipe-fields input[data-key=seen]").wait_for(state="attached")
+        page.goto("/queue")
+        page.locator("tbody tr").first.wait_for()
+
+    def test_hostile_words_stay_words(self, tab: Tab, served: Served) -> None:
+        """T29."""
+        page = tab.page
+        page.goto("/?model=flow")
+        for text in ("<img src=x onerror=alert(1)>", '"><script>alert(1)</script>', "javascript:alert(1)", "{{7*7}}"):
+            page.fill("#prompt", f"3 --no {text[:60]!r}".replace("'", '"') if '"' not in text else f"3 {text}")
+            page.press("#prompt", "Enter")
+            page.wait_for_timeout(300)
+        for path in ("/", "/queue", "/gallery"):
+            page.goto(path)
+            page.wait_for_timeout(700)
+        assert page.locator("img[src=x]").count() == 0
+        tab.wrong = [text for text in tab.wrong if "400" not in text]
+
+    def test_the_page_goes_on_after_the_server_was_away(
+        self, chromium: Any, tmp_path: Path, packages_folder: Path
+    ) -> None:
+        """T38."""
+        (tmp_path / "models").mkdir()
+        shutil.copytree(packages_folder / "flow", tmp_path / "models" / "flow")
+        server = Served(tmp_path)
+        tab = Tab(chromium, server.url, "en-US")
+        page = tab.page
+        page.goto("/?model=flow")
+        page.fill("#prompt", "3 --n 1 --steps 600")
+        page.press("#prompt", "Enter")
+        page.locator(".frame.forming img:not([hidden])").first.wait_for()
+        server.process.kill()
+        server.process.wait()
+        time.sleep(5)
+        with page.expect_response(lambda answer: answer.url.endswith("/api/v1/events")):
+            server.start(server.port)
+            back = time.monotonic()
+        print(f"T38: the page listens again {time.monotonic() - back:.1f} s after the server was back")
+        assert time.monotonic() - back < 3
+        page.locator(".job .acts button").first.wait_for()
+        assert page.locator(".job").count() == 1, "no card twice"
+        tab.wrong.clear()
+        tab.close()
+        server.end()
+
+    def test_with_a_key_one_logs_in(self, chromium: Any, tmp_path: Path) -> None:
+        store = Store(f"sqlite:///{tmp_path}/studio.sqlite")
+        key = Keys(store).add("ann", "generate")
+        store.close()
+        server = Served(tmp_path)
+        tab = Tab(chromium, server.url, "en-US")
+        page = tab.page
+        page.goto("/")
+        assert page.url.endswith("/login")
+        page.fill("input[name=key]", "sj-wrong")
+        page.click("main button.main")
+        page.locator("[role=alert]").wait_for()
+        page.fill("input[name=key]", key)
+        page.click("main button.main")
+        page.locator("#prompt").wait_for()
+        cookie = next(one for one in tab.context.cookies() if one["name"] == "sojourn_key")
+        assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
+        page.goto("/models")
+        assert page.locator("#train").is_hidden(), "a key to generate may not train"
+        page.locator("form[action='/logout'] button").click()
+        page.locator("input[name=key]").wait_for()
+        assert key not in server.log.read_text()
+        tab.close()
+        server.end()
+        assert json.dumps(sorted(tab.asked)).count(key) == 0
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_from_its_ground(chromium: Any, served: Served, scheme: str) -> None:
+    """WCAG AA: 4.5 for text, computed from what the browser shows."""
+    tab = Tab(chromium, served.url, "en-US", color_scheme=scheme)
+    for path in ("/", "/gallery", "/compare", "/models", "/queue", "/login"):
+        tab.page.goto(path)
+        tab.page.wait_for_timeout(400)
+        assert tab.page.evaluate(FAINT) == [], path
+        assert tab.page.evaluate(NAMELESS) == [], f"{path}: a field without a name"
+    tab.close()
