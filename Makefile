@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 WORKERS ?= 2
 
-.PHONY: imagine serve test check bench setup clean
+.PHONY: imagine serve test check soak bench setup clean
 
 imagine: $(VENV)/.base
 	@$(BIN)/sojourn imagine "$(PROMPT)"
@@ -30,8 +30,12 @@ check: $(VENV)/.dev
 	$(BIN)/python -m build --no-isolation --outdir dist .
 	$(BIN)/python -m pip check
 
+soak: $(VENV)/.dev
+	SOJOURN_SOAK=1 $(BIN)/python -m pytest -q -s tests/test_jobs.py tests/test_store.py tests/test_http.py tests/test_http_doors.py tests/test_http_load.py
+
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/studio.py
 
 setup: $(VENV)/.dev
 

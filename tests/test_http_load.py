@@ -314,7 +314,7 @@ with Studio() as studio:
     worker = studio.jobs.enlist("elsewhere", 1, "now", ("interactive",))
     job = studio.ask("generate", {"prompt": "a cat"})
     (mine,) = studio.jobs.claim(worker, ["interactive"])
-    watch = Runner(studio.jobs, (), lease_s=3.0)
+    watch = Runner(studio.jobs, ())
     watch.start()
     day = time.time()
     end = time.monotonic() + 8

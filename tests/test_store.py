@@ -238,6 +238,38 @@ def test_a_locked_database_is_waited_for_and_can_be_read(file: Path, bell: Bell)
     store.close()
 
 
+def test_a_crowd_of_writers_leaves_room_for_readers(file: Path, bell: Bell) -> None:
+    """T23: more than can wait are told so at once, and nothing of what was taken is lost."""
+    store = Store(f"sqlite:///{file}")
+    jobs = Jobs(store, bell)
+    told: list[object] = []
+
+    def submit() -> None:
+        try:
+            told.append(jobs.submit("bob", "generate", {}).id)
+        except StoreError as error:
+            told.append(str(error))
+
+    with subprocess.Popen([sys.executable, "-c", LOCKER, str(file), "5"], stdout=subprocess.PIPE) as locker:
+        assert locker.stdout is not None
+        locker.stdout.readline()
+        threads = [threading.Thread(target=submit) for _ in range(60)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.5)
+        begun = time.monotonic()
+        assert len(jobs.page()) == 1
+        assert time.monotonic() - begun < 1
+        for thread in threads:
+            thread.join()
+    done = {one for one in told if isinstance(one, int)}
+    assert len(told) == 60
+    assert len(done) >= stores.WRITERS
+    assert all("is busy; try again" in str(one) for one in told if not isinstance(one, int))
+    assert {job.id for job in jobs.page("bob")} == done
+    store.close()
+
+
 # The gallery
 
 

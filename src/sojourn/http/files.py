@@ -33,7 +33,7 @@ async def upload(file: UploadFile, request: Request) -> Picture:
     """Keep a picture to edit or as a mask: a JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF … of at most 64 MiB."""
     here = site(request)
     here.need(request, "generate")
-    picture = await run_in_threadpool(here.uploads.picture, await file.read(), "file")
+    picture = await here.uploads.decoded(await file.read(), "file")
     name = await run_in_threadpool(here.uploads.keep, picture)
     return Picture(sha256=name, width=picture.width, height=picture.height)
 
@@ -54,7 +54,7 @@ def artifact(id: Id, sha256: Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")], re
     """What a job made: a sheet of samples, a report."""
     jobs = site(request).studio.jobs
     jobs.get(id, owner(request))
-    suffix = next((e.data.get("suffix", "") for e in jobs.events(job=id) if e.data.get("sha256") == sha256), None)
+    suffix = jobs.artifacts(id).get(sha256)
     if suffix is None:
         raise Refusal(404, "there is no such file")
     data = site(request).studio.blobs.get(sha256)

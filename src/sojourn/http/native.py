@@ -21,8 +21,8 @@ from sojourn.http.answers import Refusal, statuses
 from sojourn.http.site import owner, site
 from sojourn.schema import Card
 from sojourn.studio.asks import ASKS
-from sojourn.studio.jobs import Happened, Job
 from sojourn.studio.keys import Scope
+from sojourn.studio.ledger import Happened, Job
 
 router = APIRouter(tags=["Studio"])
 Id = Annotated[int, Path(ge=1, le=2**63 - 1)]
@@ -103,8 +103,8 @@ def ask(asking: Asking, request: Request) -> JobOut:
         here.need(request, "admin")
     if asking.request.get("path") is not None and caller.owner != "local":
         raise Refusal(403, "folders of the machine are for its own user; upload a zip", param="request.path")
-    if type(goes_on := asking.request.get("goes_on")) is int:
-        here.studio.jobs.get(goes_on, caller.owner)
+    if (goes_on := asking.request.get("goes_on")) is not None:
+        _check_run(here.studio.jobs.get(goes_on if type(goes_on) is int else 0, caller.owner))
     if asking.kind == "train" and str(asking.request.get("recipe")) not in config.recipes():
         known = ", ".join(config.recipes())
         raise Refusal(404, 'no recipe "{name}"; there are {known}', param="request.recipe",
@@ -114,13 +114,21 @@ def ask(asking: Asking, request: Request) -> JobOut:
     return _job(here.ask(asking.kind, asking.request, caller.owner, asking.priority))
 
 
+def _check_run(job: Job) -> None:
+    """Refuse to go on with what is no training, or runs."""
+    if job.kind != "train" or not job.over:
+        raise Refusal(400, "job {id} is no training that has ended", param="request.goes_on", id=job.id)
+
+
 def _check_sets(request: dict[str, Any]) -> None:
     """Refuse a training on a folder of the machine: overrides may name any set, and a set may be a path."""
     overrides = request.get("overrides", [])
     if not isinstance(overrides, list) or not all(isinstance(item, str) for item in overrides):
         return  # refused for that by and by
     for stage in config.load_recipe(str(request["recipe"]), overrides).stage:
-        if not re.fullmatch(r"[\w.-]*", stage.data) or stage.data in (".", ".."):
+        if not all(
+            re.fullmatch(r"(?!\.)[\w.-]*(/[\w.-]+)?", name) for name in (stage.data, stage.start, *stage.parts.values())
+        ):
             raise Refusal(403, "folders of the machine are for its own user; upload a zip", param="request.overrides")
 
 
@@ -163,17 +171,18 @@ async def all_events(request: Request, last: LastId = None) -> StreamingResponse
     """What happens in all your jobs from now on, or after `Last-Event-ID`, without an end."""
     here = site(request)
     after = _after(last) if last else await run_in_threadpool(here.studio.jobs.latest)
-    return _stream(here.hub.watch(owner(request), after))
+    return _stream(here.hub.watch(owner(request), after), after)
 
 
 def _after(last: str | None) -> int:
     return min(int(last or 0), 2**63 - 1)
 
 
-def _stream(happened: AsyncIterator[Happened | None]) -> StreamingResponse:
+def _stream(happened: AsyncIterator[Happened | None], after: int = 0) -> StreamingResponse:
     async def told() -> AsyncIterator[bytes]:
         pinged = time.monotonic()
-        yield b"retry: 500\n\n"
+        # A line that is cut before the first event goes on from here.
+        yield f"id: {after}\nretry: 500\n\n".encode() if after else b"retry: 500\n\n"
         async for event in happened:
             if event is not None:
                 data = {"job": event.job, "created": event.created, **event.data}

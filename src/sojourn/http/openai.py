@@ -27,7 +27,7 @@ from sojourn.http.site import Site, owner, site
 from sojourn.schema import Card
 from sojourn.studio.asks import DEFAULT
 from sojourn.studio.gallery import Wanted
-from sojourn.studio.jobs import Happened, Job
+from sojourn.studio.ledger import Happened, Job
 
 router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"])
 PING_S = 15.0
@@ -210,7 +210,7 @@ async def vary(request: Request) -> Any:
 
 
 async def _decoded(request: Request, data: bytes, param: str) -> Image.Image:
-    return await run_in_threadpool(site(request).uploads.picture, data, param)
+    return await site(request).uploads.decoded(data, param)
 
 
 async def _kept(request: Request, picture: Image.Image) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 import secrets
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,8 @@ from sojourn.card import home
 from sojourn.http.answers import Refusal
 from sojourn.http.hub import Hub
 from sojourn.http.uploads import Uploads
-from sojourn.safefile import write_bytes
-from sojourn.studio.jobs import Job
 from sojourn.studio.keys import Caller, Keys, Scope
+from sojourn.studio.ledger import Job
 from sojourn.studio.studio import Studio
 from sojourn.studio.tables import PictureRow
 
@@ -92,7 +93,9 @@ class Site:
     @staticmethod
     def need(request: Request, scope: Scope) -> Caller:
         """Who asks, if they may. Raises Refusal (403)."""
-        caller: Caller = request.scope["state"]["caller"]
+        caller: Caller | None = request.scope["state"]["caller"]
+        if caller is None:
+            raise Refusal(401, "no key, or a wrong one; send `Authorization: Bearer KEY`", code="invalid_api_key")
         if not caller.may(scope):
             raise Refusal(403, 'this wants a key of scope "{scope}"; yours is "{found}"', code="permission_denied",
                           scope=scope, found=caller.scope)  # fmt: skip
@@ -110,8 +113,11 @@ def owner(request: Request) -> str:
 
 
 def _secret(path: Path) -> bytes:
-    """What signs addresses: made once, readable by its owner alone."""
-    if not path.is_file():
-        write_bytes(path, secrets.token_bytes(32))
-        path.chmod(0o600)
-    return path.read_bytes()
+    """What signs addresses: made once, readable by its owner alone, the same for all servers of a home."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            file.write(secrets.token_bytes(32))
+    found = path.read_bytes()
+    return found if len(found) == 32 else hashlib.sha256(found + str(path).encode()).digest()

@@ -15,7 +15,7 @@ from sojourn.http.answers import Refusal, language, refused, statuses
 from sojourn.http.openai import Stream, begun, failure, fault, let_go, pinging, sse, waited
 from sojourn.http.site import Site, site
 from sojourn.studio.asks import writes
-from sojourn.studio.jobs import Job
+from sojourn.studio.ledger import Job
 
 router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"])
 LEAST_P = 1e-6

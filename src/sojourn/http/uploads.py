@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+import anyio
+import anyio.to_thread
 from PIL import Image
 
 from sojourn.data.clean import Limits
@@ -12,6 +14,8 @@ from sojourn.http.answers import Refusal
 from sojourn.picture import png
 from sojourn.studio.blobs import Blobs
 
+WAITING = 32
+"""Uploads that may wait to be looked at."""
 SIDE = 512
 """Uploads are cut to a square of this side: what packages draw is smaller."""
 
@@ -23,6 +27,14 @@ class Uploads:
         self.blobs = blobs
         self._pool = Pool(Work(SIDE, SIDE, limits=Limits(file_bytes=64 << 20)), count=1)
         self._lock = threading.Lock()
+        self._limiter = anyio.CapacityLimiter(1)
+
+    async def decoded(self, data: bytes, param: str) -> Image.Image:
+        """The picture in an upload. None of the threads that answer waits for it. Raises Refusal (400, 429)."""
+        if self._limiter.statistics().tasks_waiting >= WAITING:
+            raise Refusal(429, "too many uploads at once; wait a little", code="rate_limit_exceeded",
+                          headers={"Retry-After": "5", "x-should-retry": "false"})  # fmt: skip
+        return await anyio.to_thread.run_sync(self.picture, data, param, limiter=self._limiter)
 
     def picture(self, data: bytes, param: str) -> Image.Image:
         """The picture in an upload. Raises Refusal (400)."""

@@ -113,7 +113,7 @@ class TrainAsk(Strict):
     """Name of the package it makes."""
     start: Name | None = None
     """A package whose weights it starts from. None = from nothing."""
-    goes_on: int | None = Field(None, ge=1)
+    goes_on: int | None = Field(None, ge=1, strict=True)
     """A stopped training whose run goes on. None = a new one."""
 
 

@@ -56,9 +56,16 @@ class Blobs:
                 if _NAME.fullmatch(path.name) and path.stat().st_mtime <= limit:
                     yield path.name
 
-    def drop(self, name: str) -> None:
-        """Delete them."""
-        self.path(name).unlink(missing_ok=True)
+    def drop(self, name: str, older_s: float = 0.0) -> bool:
+        """Delete them, if they were not put again since so many seconds ago; whether they were."""
+        path = self.path(name)
+        try:
+            if path.stat().st_mtime > time.time() - older_s:
+                return False
+        except FileNotFoundError:
+            return False
+        path.unlink(missing_ok=True)
+        return True
 
     def _path(self, name: str) -> Path:
         return self.folder / name[:2] / name

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from sojourn.errors import InvalidInput, NotFound
 from sojourn.studio.blobs import Blobs
 from sojourn.studio.store import Store
-from sojourn.studio.tables import CollectionRow, JobRow, MemberRow, PictureRow
+from sojourn.studio.tables import CollectionRow, EventRow, JobRow, MemberRow, PictureRow
 
 YOUNG_S = 3600.0
 """Bytes that no row names are left alone so long: their row may be on its way."""
@@ -138,7 +138,7 @@ class Gallery:
         best = np.argsort(-near, kind="stable")[:limit]
         ids = [found[i][0] for i in best]
         rows = self.store.read(lambda s: {r.id: r for r in s.scalars(select(PictureRow).where(PictureRow.id.in_(ids)))})
-        return [(rows[id], float(near[i])) for id, i in zip(ids, best, strict=True)]
+        return [(rows[id], float(near[i])) for id, i in zip(ids, best, strict=True) if id in rows]
 
     # Marks
 
@@ -220,13 +220,17 @@ class Gallery:
         inputs: sha256 of bytes that something else needs.
         """
         query = select(PictureRow.sha256).distinct()
-        named = set(self.store.read(lambda session: session.scalars(query).all())) | set(inputs)
-        waiting = select(JobRow.request).where(JobRow.state.in_(("queued", "running")))
-        for request in self.store.read(lambda session: session.scalars(waiting).all()):
-            named |= {str(value) for key, value in request.items() if key in ("source", "mask", "upload") and value}
-        orphans = [name for name in self.blobs.names(YOUNG_S) if name not in named]
-        for name in orphans:
-            self.blobs.drop(name)
+        named = set(self.store.read(lambda session: session.scalars(query).all()))
+        kept = set(inputs)
+        kinds = select(JobRow.request).where(JobRow.kind.in_(("edit", "prepare")))
+        for request in self.store.read(lambda session: session.scalars(kinds).all()):
+            inputs_ = {str(value) for key, value in request.items() if key in ("source", "mask", "upload") and value}
+            kept |= inputs_
+        made = select(EventRow.data).where(EventRow.kind.in_(("sheet", "artifact")))
+        kept |= {str(data.get("sha256")) for data in self.store.read(lambda session: session.scalars(made).all())}
+        kept |= named
+        orphans = [name for name in self.blobs.names(YOUNG_S) if name not in kept]
+        orphans = [name for name in orphans if self.blobs.drop(name, YOUNG_S)]
         lost = [name for name in named if not self.blobs.has(name)]
         gone = 0
         for first in range(0, len(lost), 500):

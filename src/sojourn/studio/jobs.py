@@ -11,14 +11,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.orm import Session
 
-from sojourn.errors import NotFound, SojournError
+from sojourn.errors import NotFound, OutOfRoom, SojournError, StoreError
 from sojourn.studio.bell import Bell
+from sojourn.studio.ledger import (
+    Fenced,
+    Happened,
+    Job,
+    again,
+    as_job,
+    copied,
+    held,
+    log,
+    message,
+    over,
+    running,
+)
 from sojourn.studio.store import Store
 from sojourn.studio.tables import EventRow, JobRow, OwnerRow, PictureRow, WorkerRow
 
@@ -30,49 +42,8 @@ LANES: dict[str, Lane] = {
 """The kinds of job there are, and where they wait."""
 TRIES = 3
 """Times that a job is begun at most."""
-OVER = ("done", "failed", "cancelled")
-PASSING = ("preview", "progress", "text")
-"""Events that say nothing any more when the job is over."""
-
-
-class Fenced(Exception):
-    """The job is no longer this worker's: what it found is not wanted."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """A job as it was when it was looked at."""
-
-    id: int
-    owner: str
-    kind: str
-    state: str
-    request: dict[str, Any]
-    rows: int
-    attempts: int
-    token: int
-    stop: bool
-    progress: dict[str, Any] | None
-    result: dict[str, Any] | None
-    error: dict[str, Any] | None
-    created: float
-    started: float | None
-    ended: float | None
-
-    @property
-    def over(self) -> bool:
-        return self.state in OVER
-
-
-@dataclass(frozen=True)
-class Happened:
-    """An event of a job; ids rise in order over all jobs."""
-
-    id: int
-    job: int
-    kind: str
-    data: dict[str, Any] = field(default_factory=dict)
-    created: float = 0.0
+Done = tuple[Job, dict[str, Any], Sequence[PictureRow]]
+"""A job, what came of it, and its pictures."""
 
 
 class Jobs:
@@ -95,25 +66,30 @@ class Jobs:
                 least = session.scalar(select(func.min(OwnerRow.served))) or 0
                 first = text("INSERT INTO owners (name, served) VALUES (:name, :served) ON CONFLICT DO NOTHING")
                 session.execute(first, {"name": owner, "served": least})  # another may be adding it just now
-            row = JobRow(
-                owner=owner, kind=kind, lane=LANES[kind], priority=priority, request=request, batch=batch, rows=rows,
-                created=time.time(),
-            )  # fmt: skip
+            given = {
+                "owner": owner,
+                "kind": kind,
+                "priority": priority,
+                "request": request,
+                "batch": batch,
+                "rows": rows,
+            }
+            row = JobRow(lane=LANES[kind], created=time.time(), **given)
             session.add(row)
             session.flush()
-            session.add(_event(row.id, "queued", {}))
+            log(session, row.id, "queued", {})
             return row
 
         row = self.store.write(work)
         self.bell.ring("job")
-        return _job(row)
+        return as_job(row)
 
     def get(self, id: int, owner: str | None = None) -> Job:
         """A job; with `owner`, only if it is theirs. Raises NotFound."""
         row = self.store.read(lambda session: session.get(JobRow, id))
         if row is None or (owner is not None and row.owner != owner):
             raise NotFound("there is no job {id}", id=id)
-        return _job(row)
+        return as_job(row)
 
     def page(
         self, owner: str | None = None, states: Iterable[str] = (), before: int | None = None, limit: int = 100
@@ -126,7 +102,7 @@ class Jobs:
             query = query.where(JobRow.state.in_(wanted))
         if before is not None:
             query = query.where(JobRow.id < before)
-        return [_job(row) for row in self.store.read(lambda session: session.scalars(query).all())]
+        return [as_job(row) for row in self.store.read(lambda session: session.scalars(query).all())]
 
     def ahead(self, job: Job) -> int:
         """Jobs that were asked for before this one, in its lane, and are not over."""
@@ -152,26 +128,33 @@ class Jobs:
         def work(session: Session) -> JobRow:
             row = session.scalars(select(JobRow).where(JobRow.id == id).with_for_update()).one()
             if row.state == "queued":
-                _over(session, row, "cancelled", {})
+                over(session, row, "cancelled", {})
             elif row.state == "running":
                 row.stop = True
             return row
 
         row = self.store.write(work)
         self.bell.ring("stop" if row.state == "running" else "event")
-        return _job(row)
+        return as_job(row)
 
     def events(
         self, after: int = 0, job: int | None = None, owner: str | None = None, limit: int = 1000
     ) -> list[Happened]:
         """What happened since the event `after`, in order."""
-        query = select(EventRow).where(EventRow.id > after).order_by(EventRow.id).limit(limit)
+        query = select(EventRow, JobRow.owner).join(JobRow, JobRow.id == EventRow.job).where(EventRow.id > after)
         if job is not None:
             query = query.where(EventRow.job == job)
         if owner is not None:
-            query = query.join(JobRow, JobRow.id == EventRow.job).where(JobRow.owner == owner)
-        rows = self.store.read(lambda session: session.scalars(query).all())
-        return [Happened(row.id, row.job, row.kind, row.data, row.created) for row in rows]
+            query = query.where(JobRow.owner == owner)
+        query = query.order_by(EventRow.id).limit(limit)
+        rows = self.store.read(lambda session: session.execute(query).all())
+        return [Happened(row.id, row.job, row.kind, row.data, row.created, whose) for row, whose in rows]
+
+    def artifacts(self, job: int) -> dict[str, str]:
+        """sha256 -> ending of the files that a job made."""
+        query = select(EventRow.data).where(EventRow.job == job, EventRow.kind.in_(("sheet", "artifact")))
+        found = self.store.read(lambda session: session.scalars(query).all())
+        return {str(data["sha256"]): str(data.get("suffix", "")) for data in found if "sha256" in data}
 
     def latest(self) -> int:
         """Number of the last event."""
@@ -190,17 +173,23 @@ class Jobs:
 
         return self.store.write(work)
 
-    def claim(self, worker: int, lanes: Sequence[str], room: int = 1) -> list[Job]:
+    def claim(self, worker: int, lanes: Sequence[str], room: int = 1, batch: str | None = None) -> list[Job]:
         """The next job for a worker, with others of its batch key up to `room` rows; [] when none waits.
+
+        batch: only jobs of this key, to go with those that the worker has.
 
         Higher priority first; then the owner who was served longest ago; then the older job. A job that was begun
         before is done alone: it may be what killed its worker.
         """
 
         def work(session: Session) -> list[JobRow]:
-            me = session.get(WorkerRow, worker)
+            me = session.get(WorkerRow, worker, with_for_update=True)  # or it is buried while it claims
             if me is None or me.gone:
                 raise Fenced
+            if batch is None:  # it has nothing now: what it is said to have, it never heard that it got
+                for lost in session.scalars(running(worker).with_for_update()):
+                    lost.attempts -= 1
+                    again(session, lost, message(SojournError("its worker was stopped")))
             waiting = (
                 select(JobRow)
                 .join(OwnerRow, OwnerRow.name == JobRow.owner)
@@ -208,6 +197,8 @@ class Jobs:
                 .order_by(JobRow.priority.desc(), OwnerRow.served, JobRow.id)
                 .with_for_update(of=JobRow, skip_locked=True)
             )
+            if batch is not None:
+                waiting = waiting.where(JobRow.batch == batch, JobRow.attempts == 0, JobRow.rows <= room)
             first = session.scalars(waiting.limit(1)).first()
             if first is None:
                 return []
@@ -226,13 +217,13 @@ class Jobs:
                 row.state, row.worker, row.started = "running", worker, time.time()
                 row.token += 1
                 row.attempts += 1
-                session.add(_event(row.id, "started", {"attempt": row.attempts}))
+                log(session, row.id, "started", {"attempt": row.attempts})
             return taken
 
         rows = self.store.write(work)
         if rows:
             self.bell.ring("event")
-        return [_job(row) for row in rows]
+        return [as_job(row) for row in rows]
 
     def beat(self, worker: int) -> set[int]:
         """A sign of life; the jobs of this worker that are to stop. Raises Fenced when it was taken for dead."""
@@ -245,93 +236,107 @@ class Jobs:
             )
             if not alive.rowcount:  # type: ignore[attr-defined]
                 raise Fenced
-            return set(session.scalars(_running(worker).where(JobRow.stop.is_(True)).with_only_columns(JobRow.id)))
+            return set(session.scalars(running(worker).where(JobRow.stop.is_(True)).with_only_columns(JobRow.id)))
 
         return self.store.write(work)
 
     def stopped(self, worker: int) -> set[int]:
         """The jobs of a worker that are to stop, without a sign of life."""
-        query = _running(worker).where(JobRow.stop.is_(True)).with_only_columns(JobRow.id)
+        query = running(worker).where(JobRow.stop.is_(True)).with_only_columns(JobRow.id)
         return self.store.read(lambda session: set(session.scalars(query)))
 
     def report(self, job: Job, kind: str, data: dict[str, Any]) -> None:
         """An event of a running job. Raises Fenced."""
 
         def work(session: Session) -> None:
-            row = _held(session, job)
+            row = held(session, job)
             if kind == "progress":
                 row.progress = data
-            session.add(_event(job.id, kind, data))
+                session.execute(delete(EventRow).where(EventRow.job == job.id, EventRow.kind == "progress"))
+            log(session, job.id, kind, data)
 
         self.store.write(work)
         self.bell.ring("event")
 
     def finish(self, job: Job, result: dict[str, Any], pictures: Sequence[PictureRow] = ()) -> list[int]:
         """The job is done, and these are its pictures: both or nothing. Their ids. Raises Fenced."""
+        (ids,) = self.finish_all([(job, result, pictures)])
+        if ids is None:
+            raise Fenced
+        return ids
+
+    def finish_all(self, done: Sequence[Done]) -> list[list[int] | None]:
+        """The same for the jobs of one walk, in one transaction; None for one that is another's by now."""
         from sojourn.studio.gallery import put_in
 
-        def work(session: Session) -> list[int]:
-            row = _held(session, job)
-            ids = [put_in(session, _copy(picture)) for picture in pictures]
-            row.result = {**result, "pictures": ids} if pictures else result
-            _over(session, row, "done", row.result)
-            return ids
+        def work(session: Session) -> list[list[int] | None]:
+            out: list[list[int] | None] = []
+            for job, result, pictures in done:
+                try:
+                    row = held(session, job)
+                except Fenced:
+                    out.append(None)
+                    continue
+                ids = [put_in(session, copied(picture)) for picture in pictures]
+                row.result = {**result, "pictures": ids} if pictures else result
+                over(session, row, "done", row.result)
+                out.append(ids)
+            return out
 
-        ids = self.store.write(work)
+        found = self.store.write(work)
         self.bell.ring("event")
-        return ids
+        return found
 
     def fail(self, job: Job, error: BaseException) -> None:
         """The job cannot be done: bad input is told at once, what was unforeseen is tried again. Raises Fenced."""
 
         def work(session: Session) -> None:
-            row = _held(session, job)
+            row = held(session, job)
             told = message(error)
-            if isinstance(error, SojournError) or row.attempts >= TRIES:
-                _over(session, row, "failed", told)
+            lasting = isinstance(error, SojournError) and not isinstance(error, StoreError | OutOfRoom)
+            if lasting or row.attempts >= TRIES:
+                over(session, row, "failed", told)
             else:
-                _again(session, row, told)
+                again(session, row, told)
 
         self.store.write(work)
         self.bell.ring("job")
 
     def cancelled(self, job: Job) -> None:
         """A running job has stopped as it was asked to. Raises Fenced."""
-        self.store.write(lambda session: _over(session, _held(session, job), "cancelled", {}))
+        self.store.write(lambda session: over(session, held(session, job), "cancelled", {}))
         self.bell.ring("event")
 
     def give_back(self, job: Job) -> None:
         """A worker that ends in peace puts a job back; that was no try of it. Raises Fenced."""
 
         def work(session: Session) -> None:
-            row = _held(session, job)
+            row = held(session, job)
             row.attempts -= 1
-            _again(session, row, message(InterruptedError("its worker was stopped")))
+            again(session, row, message(SojournError("its worker was stopped")))
 
         self.store.write(work)
         self.bell.ring("job")
 
-    def bury(self, worker: int, why: str, beats: int | None = None) -> int:
+    def bury(self, worker: int, why: str, beats: int | None = None) -> int | None:
         """A worker is dead: its jobs wait again, or have failed after their third try. How many there were.
 
-        beats: only if it gave no sign of life since that one.
+        beats: only if it gave no sign of life since that one; None where it had, or was buried before.
         """
 
-        def work(session: Session) -> int:
+        def work(session: Session) -> int | None:
             query = update(WorkerRow).where(WorkerRow.id == worker, WorkerRow.gone.is_(False))
             if beats is not None:
                 query = query.where(WorkerRow.beats == beats)
             if not session.execute(query.values(gone=True)).rowcount:  # type: ignore[attr-defined]
-                return 0
-            rows = session.scalars(_running(worker).with_for_update()).all()
+                return None
+            rows = session.scalars(running(worker).with_for_update()).all()
             for row in rows:
-                if row.stop:
-                    _over(session, row, "cancelled", {})
-                elif row.attempts >= TRIES:
+                if row.attempts >= TRIES and not row.stop:
                     told = SojournError("its worker died {count} times, at last: {why}", count=row.attempts, why=why)
-                    _over(session, row, "failed", message(told))
+                    over(session, row, "failed", message(told))
                 else:
-                    _again(session, row, message(SojournError("its worker died: {why}", why=why)))
+                    again(session, row, message(SojournError("its worker died: {why}", why=why)))
             return len(rows)
 
         count = self.store.write(work)
@@ -342,55 +347,3 @@ class Jobs:
         """Those that are not known to be dead."""
         query = select(WorkerRow).where(WorkerRow.gone.is_(False)).order_by(WorkerRow.id)
         return list(self.store.read(lambda session: session.scalars(query).all()))
-
-
-def message(error: BaseException) -> dict[str, Any]:
-    """An error as it is kept: template and fields, to be told in any language."""
-    if isinstance(error, SojournError):
-        return {
-            "type": type(error).__name__,
-            "template": error.template,
-            "fields": {name: str(value) for name, value in error.fields.items()},
-        }
-    what = f"{type(error).__name__}: {error}"[:500]
-    return {"type": "SojournError", "template": "{what}", "fields": {"what": what}}
-
-
-def _running(worker: int) -> Any:
-    return select(JobRow).where(JobRow.state == "running", JobRow.worker == worker)
-
-
-def _held(session: Session, job: Job) -> JobRow:
-    """The row of a running job, locked, if the token is still the one."""
-    query = select(JobRow).where(JobRow.id == job.id, JobRow.token == job.token, JobRow.state == "running")
-    row = session.scalars(query.with_for_update()).first()
-    if row is None:
-        raise Fenced
-    return row
-
-
-def _over(session: Session, row: JobRow, state: str, told: dict[str, Any]) -> None:
-    row.state, row.ended, row.worker = state, time.time(), None
-    if state == "failed":
-        row.error = told
-    session.execute(delete(EventRow).where(EventRow.job == row.id, EventRow.kind.in_(PASSING)))
-    session.add(_event(row.id, state, told))
-
-
-def _again(session: Session, row: JobRow, told: dict[str, Any]) -> None:
-    row.state, row.worker, row.progress = "queued", None, None
-    session.add(_event(row.id, "again", told))
-
-
-def _event(job: int, kind: str, data: dict[str, Any]) -> EventRow:
-    return EventRow(job=job, kind=kind, data=data, created=time.time())
-
-
-def _job(row: JobRow) -> Job:
-    return Job(**{name: getattr(row, name) for name in Job.__dataclass_fields__})
-
-
-def _copy(row: PictureRow) -> PictureRow:
-    """A row of its own for each attempt of a transaction."""
-    kept = {column.key for column in PictureRow.__table__.columns} - {"id"}
-    return PictureRow(**{key: value for key, value in vars(row).items() if key in kept})

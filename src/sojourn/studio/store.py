@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import random
 import sqlite3
+import threading
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +32,8 @@ T = TypeVar("T")
 FILE = "studio.sqlite"
 PATIENCE_S = 60.0
 """How long a transaction waits for a database that is locked or away before it gives up."""
+WRITERS = 20
+"""Writers of a process that may wait for a local database at once: more would leave no thread for readers."""
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 
 
@@ -44,6 +48,9 @@ class Store:
         """
         self.url = _url(url)
         self.engine = _engine(self.url)
+        self._writers = threading.BoundedSemaphore(WRITERS)
+        self._turn = threading.Lock()
+        self._writer: ThreadPoolExecutor | None = None
         try:
             self._migrate()
         except (DBAPIError, sqlite3.Error, OSError) as error:
@@ -69,19 +76,51 @@ class Store:
 
     def write(self, work: Callable[[Session], T]) -> T:
         """Run `work` as one transaction: all of it is durable when this returns, or nothing was done."""
-        return self._run(work, self.engine.execution_options(sojourn_write=True))
+        if self._writer is not None:
+            return self._writer.submit(self._write, work).result()
+        return self._write(work)
+
+    def steady(self) -> None:
+        """Write in a thread that is started here and now, with the priority of this one: a thread that computes where
+        nobody else would must not hold a lock that all wait for."""
+        self._writer = ThreadPoolExecutor(1, "writer")
+        self._writer.submit(int).result()
+
+    def _write(self, work: Callable[[Session], T]) -> T:
+        engine = self.engine.execution_options(sojourn_write=True)
+        if not self.local:
+            return self._run(work, engine)
+        # One writes at a time anyway; those that SQLite itself makes wait, sleep longer than the other takes.
+        with self._waiting(self._writers, 2.0), self._waiting(self._turn, PATIENCE_S):
+            return self._run(work, engine)
+
+    @contextmanager
+    def _waiting(self, gate: threading.BoundedSemaphore | threading.Lock, seconds: float) -> Iterator[None]:
+        if not gate.acquire(timeout=seconds):
+            raise StoreError('the database "{name}" is busy; try again', name=self.name)
+        try:
+            yield
+        finally:
+            gate.release()
 
     def close(self) -> None:
+        if self._writer is not None:
+            self._writer.shutdown()
         self.engine.dispose()
 
     def _run(self, work: Callable[[Session], T], engine: Engine) -> T:
         patience = time.monotonic() + PATIENCE_S
         while True:
+            committing = False
             try:
-                with Session(engine, expire_on_commit=False) as session, session.begin():
-                    return work(session)
+                with Session(engine, expire_on_commit=False) as session:
+                    found = work(session)
+                    committing = True
+                    session.commit()
+                    return found
             except (OperationalError, InterfaceError) as error:
-                if not _passing(error) or time.monotonic() > patience:
+                unknown = committing and not self.local  # it may be done: once more could be twice
+                if unknown or not _passing(error) or time.monotonic() > patience:
                     raise self._told(error) from None
             time.sleep(random.uniform(0.02, 0.2))
 
@@ -179,7 +218,7 @@ def _url(given: str | None) -> URL:
 def _engine(url: URL) -> Engine:
     if url.get_backend_name() != "sqlite":
         return create_engine(url, pool_pre_ping=True, pool_size=8, max_overflow=24, connect_args={"connect_timeout": 5})
-    engine = create_engine(url, connect_args={"timeout": PATIENCE_S}, pool_size=8, max_overflow=24)
+    engine = create_engine(url, connect_args={"timeout": PATIENCE_S}, pool_size=8, max_overflow=40)
 
     @event.listens_for(engine, "connect")
     def opened(raw: Any, _: Any) -> None:

@@ -14,7 +14,8 @@ from sojourn.studio.asks import settled
 from sojourn.studio.bell import Bell
 from sojourn.studio.blobs import Blobs
 from sojourn.studio.gallery import Gallery
-from sojourn.studio.jobs import Happened, Job, Jobs
+from sojourn.studio.jobs import Jobs
+from sojourn.studio.ledger import Happened, Job
 from sojourn.studio.ratings import Ratings
 from sojourn.studio.runner import Runner
 from sojourn.studio.store import Store
@@ -46,7 +47,7 @@ class Studio:
 
     def work(self, lanes: Sequence[str] = ("interactive", "background")) -> None:
         """Start worker processes, one for each lane; they end with `close`, or with this process."""
-        self.runner = Runner(self.jobs, lanes)
+        self.runner = Runner(self.jobs, lanes, self.gallery.reconcile)
         self.runner.start()
 
     def ask(self, kind: str, request: dict[str, Any], *, owner: str = OWNER, priority: int = 0) -> Job:
@@ -65,9 +66,12 @@ class Studio:
             last = time.monotonic()
             while True:
                 over = self.jobs.get(job).over  # before the events: those of an end come with it
-                for event in self.jobs.events(after, job):
+                events = self.jobs.events(after, job)
+                for event in events:
                     after, last = event.id, time.monotonic()
                     yield event
+                if len(events) >= 1000:
+                    continue  # there are more
                 if over or (timeout_s is not None and time.monotonic() - last > timeout_s):
                     return
                 ear.wait(1.0)

@@ -22,12 +22,14 @@ from sojourn.data.clean import load_picture
 from sojourn.data.prepare import prepare
 from sojourn.engine import Frame, Model
 from sojourn.errors import SojournError
-from sojourn.picture import Picture, Pictures, png
+from sojourn.picture import Picture, png
 from sojourn.schema import Artifact, Done, Event, Preview, Progress
 from sojourn.studio.asks import EditAsk, EvaluateAsk, GenerateAsk, PrepareAsk, TrainAsk, WriteAsk
 from sojourn.studio.blobs import Blobs
 from sojourn.studio.gallery import Gallery
-from sojourn.studio.jobs import Fenced, Job, Jobs
+from sojourn.studio.jobs import Done as Ended
+from sojourn.studio.jobs import Jobs
+from sojourn.studio.ledger import Fenced, Job
 from sojourn.studio.tables import PictureRow
 from sojourn.wishes import Request, conditions
 
@@ -139,12 +141,13 @@ class Work:
             live -= self._show(frame, [job for job, _ in parts], live)
         results = model.results(whole, frame)
         first = 0
+        done: list[Ended] = []
         for job, _ in parts:
-            own = Pictures(results.items[first : first + job.rows])
+            own = results.items[first : first + job.rows]
             first += job.rows
             if job.id in live:
-                rows = [self._row(job, i, picture) for i, picture in enumerate(own)]
-                self._held(job, lambda job=job, rows=rows: self.jobs.finish(job, {}, rows))  # type: ignore[misc]
+                done.append((job, {}, [self._row(job, i, picture) for i, picture in enumerate(own)]))
+        self.jobs.finish_all(done)
 
     def _request(self, model: Model, ask: GenerateAsk) -> Request:
         given: dict[str, Any] = {}
@@ -268,7 +271,17 @@ class Work:
 
     def prepare(self, job: Job) -> Iterator[Event]:
         ask = PrepareAsk.model_validate(job.request)
-        source = Path(ask.path) if ask.path is not None else self._named(str(ask.upload))
+        if ask.path is None:
+            source = self._named(str(ask.upload))
+            try:
+                yield from self._prepared(source, ask)
+            finally:
+                source.unlink(missing_ok=True)
+            return
+        yield from self._prepared(Path(ask.path), ask)
+
+    @staticmethod
+    def _prepared(source: Path, ask: PrepareAsk) -> Iterator[Event]:
         settings = ask.model_dump(include={"size", "channels", "fit", "licence"})
         return prepare(source, home() / "sets" / ask.to, None, name=ask.to, min_side=min(16, ask.size), **settings)
 

@@ -1,6 +1,6 @@
 """A process that does jobs: claims what waits in its lanes, and can be killed at any moment without harm.
 
-    python -m sojourn.studio.worker --lanes interactive [--database URL] [--parent PID]
+    python -m sojourn.studio.worker --lanes interactive [--parent PID]
 
 One thread works. Another listens: it gives signs of life, hears what is to stop, and ends the process in peace when
 its parent is gone.
@@ -19,17 +19,25 @@ from collections.abc import Sequence
 from types import FrameType
 
 from sojourn.card import home
+from sojourn.errors import SojournError
 from sojourn.studio.asks import DEFAULT
 from sojourn.studio.bell import Bell
 from sojourn.studio.blobs import Blobs
-from sojourn.studio.jobs import Fenced, Jobs
+from sojourn.studio.jobs import Jobs
+from sojourn.studio.ledger import Fenced, Job
 from sojourn.studio.process import born
 from sojourn.studio.store import Store
 
+DATABASE = "SOJOURN_DATABASE"
+"""Environment variable with the database's URL, for a worker that a server starts."""
 BEAT_S = 2.0
 """Seconds between signs of life."""
 ROOM = 32
 """Rows of one walk that several jobs share at most."""
+GATHER_S = 0.008
+"""How long a walk waits for another job that can go along; again after each that came."""
+PAUSES = 2
+"""So many times more where there is company already: where some ask at once, more do."""
 
 
 class Worker:
@@ -53,6 +61,7 @@ class Worker:
         listener = threading.Thread(target=self._listen, name="listener", daemon=True)
         listener.start()
         if "interactive" not in self.lanes:
+            self.jobs.store.steady()
             stand_back()
         work = Work(self.jobs, self.blobs, lambda: self._stops, self.closing.is_set)
         if "interactive" in self.lanes:
@@ -61,8 +70,13 @@ class Worker:
             self.wake.clear()
             try:
                 taken = self.jobs.claim(self.id, self.lanes, ROOM if "interactive" in self.lanes else 1)
+                taken = self._joined(taken) if taken else taken
             except Fenced:  # taken for dead while it slept: what it had is others' by now
                 self.id = self._enlist()
+                continue
+            except SojournError as error:
+                print(f"waiting for the database: {error}", file=sys.stderr)
+                self.closing.wait(BEAT_S)
                 continue
             if taken:
                 work.do(taken)
@@ -70,6 +84,19 @@ class Worker:
                 self.wake.wait(BEAT_S)
         self.jobs.bury(self.id, "it was stopped")
         self.bell.close()
+
+    def _joined(self, taken: list[Job]) -> list[Job]:
+        """What was claimed, with what comes in just now and can go along: people ask at once, one after the other."""
+        batch = taken[0].batch if taken[0].attempts == 1 else ""
+        quiet = 0
+        while batch and (room := ROOM - sum(job.rows for job in taken)) > 0:
+            time.sleep(GATHER_S)
+            more = self.jobs.claim(self.id, self.lanes, room, batch)
+            taken += more
+            quiet = 0 if more else quiet + 1
+            if quiet > (PAUSES if len(taken) > 1 else 0):
+                break
+        return taken
 
     def end(self, number: int = 0, frame: FrameType | None = None) -> None:
         """Finish the step at hand, give the job back, end. A signal handler."""
@@ -82,7 +109,6 @@ class Worker:
     @staticmethod
     def _warm(work: object) -> None:
         """Have the default package in memory, and everything that drawing imports."""
-        from sojourn.errors import SojournError
         from sojourn.studio.work import Work
 
         assert isinstance(work, Work)
@@ -107,6 +133,8 @@ class Worker:
                     self._stops = self.jobs.stopped(self.id)
             except Fenced:
                 self._stops = set()
+            except SojournError:
+                continue  # the database is away; it may come back
             if self.parent is not None and os.getppid() != self.parent:
                 self.end()
 
@@ -125,12 +153,11 @@ def stand_back() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="sojourn worker", description="Do the jobs of a studio.")
-    parser.add_argument("--database", help="URL of the database. Default: the file in the home folder.")
     parser.add_argument("--lanes", default="interactive,background")
     parser.add_argument("--parent", type=int, help="End when this process is gone.")
     given = parser.parse_args()
     lanes = given.lanes.split(",")
-    worker = Worker(given.database, lanes, given.parent)
+    worker = Worker(os.environ.get(DATABASE), lanes, given.parent)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, worker.end)
     worker.run()

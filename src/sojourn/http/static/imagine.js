@@ -144,6 +144,8 @@ function show(job, fresh) {
   else $("jobs").append(held.card);
   $("examples").hidden = true;
   update(held, job.state);
+  for (const [kind, event] of early.get(job.id) ?? []) handle(held, kind, event);
+  early.delete(job.id);
   return held;
 }
 
@@ -201,25 +203,31 @@ function filled({ frame, image, acts }, row) {
   );
 }
 
+const early = new Map(); // job -> events that came before its card
+function heard(kind, event) {
+  const held = jobs.get(event.job);
+  if (held) return handle(held, kind, event);
+  if (early.size > 200) early.clear();
+  early.set(event.job, [...(early.get(event.job) ?? []), [kind, event]].slice(-20));
+}
+function handle(held, kind, event) {
+  if (kind === "started") update(held, "running");
+  else if (kind === "again") update(held, "queued");
+  else if (kind === "preview") {
+    event.pictures.forEach((shown, i) => {
+      if (!held.frames[i]) return;
+      held.frames[i].image.src = `data:image/png;base64,${shown}`;
+      held.frames[i].image.hidden = false;
+      held.frames[i].frame.style.setProperty("--done", `${(100 * event.step) / event.steps}%`);
+    });
+  } else if (kind === "done") finished(held, event.pictures ?? []);
+  else if (kind === "failed" || kind === "cancelled") {
+    update(held, kind);
+    if (kind === "failed") held.state.textContent = `${t("failed")}: ${told(event)}`;
+  }
+}
 events(
-  async (kind, event) => {
-    const held = jobs.get(event.job);
-    if (!held) return;
-    if (kind === "started") update(held, "running");
-    else if (kind === "again") update(held, "queued");
-    else if (kind === "preview") {
-      event.pictures.forEach((shown, i) => {
-        if (!held.frames[i]) return;
-        held.frames[i].image.src = `data:image/png;base64,${shown}`;
-        held.frames[i].image.hidden = false;
-        held.frames[i].frame.style.setProperty("--done", `${(100 * event.step) / event.steps}%`);
-      });
-    } else if (kind === "done") finished(held, event.pictures ?? []);
-    else if (kind === "failed" || kind === "cancelled") {
-      update(held, kind);
-      if (kind === "failed") held.state.textContent = `${t("failed")}: ${told(event)}`;
-    }
-  },
+  heard,
   async () => {
     for (const held of jobs.values()) {
       if (!["queued", "running"].includes(held.job.state)) continue;

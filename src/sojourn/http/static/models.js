@@ -91,8 +91,8 @@ function heard(kind, event) {
   } else if (kind === "metric") draw(held, event);
   else if (kind === "sheet" && event.sha256) {
     held.sheets.replaceChildren(el("img", { src: `/api/v1/jobs/${event.job}/artifacts/${event.sha256}`, alt: `${t("Samples of")} ${held.job.request.to}` }));
-  } else if (["done", "failed", "cancelled", "queued"].includes(kind)) {
-    update(held, kind, event);
+  } else if (["done", "failed", "cancelled", "queued", "again"].includes(kind)) {
+    update(held, kind === "again" ? "queued" : kind, event);
     if (kind === "done") {
       notice(`${held.job.request.to}: ${t("done")}`);
       sets();
@@ -123,7 +123,6 @@ async function begin() {
     show(job);
     replay(job);
   }
-  events(heard);
 }
 /** What happened in a job before this page was open. */
 function replay(job) {
@@ -133,5 +132,11 @@ function replay(job) {
   source.onerror = () => source.close();
   setTimeout(() => source.close(), 3000 + until - Date.now());
 }
+events(heard, async () => {
+  for (const held of runs.values()) {
+    const job = await call("GET", `/api/v1/jobs/${held.job.id}`, undefined, true).catch(() => null);
+    if (job) update(held, job.state, job.error);
+  }
+});
 if (data.scope === "generate") $("train").hidden = $("prepare").hidden = true;
 begin();

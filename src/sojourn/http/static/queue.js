@@ -4,7 +4,10 @@ import { $, call, el, events, t, told } from "/static/common.js";
 const rows = new Map();
 
 function show(job, fresh) {
-  if (rows.has(job.id)) return;
+  if (rows.has(job.id)) {
+    state(rows.get(job.id), job.state, job.error);
+    return;
+  }
   const what = job.request.prompt ?? (job.request.recipe ? `${job.request.recipe} → ${job.request.to}` : job.request.to ?? (job.request.packages ?? []).join(", "));
   const held = { job, state: el("td"), progress: el("td"), left: el("td"), act: el("td") };
   held.row = el("tr", { "data-job": job.id }, el("td", {}, `${job.id}`), el("td", {}, `${t(job.kind)}: ${what}`), held.state, held.progress, held.left, held.act);
@@ -34,7 +37,6 @@ async function load() {
   for (const job of found) show(job, false);
   $("nothing").hidden = found.length > 0;
 }
-await load();
 events(async (kind, event) => {
   if (!rows.has(event.job)) {
     const job = await call("GET", `/api/v1/jobs/${event.job}`, undefined, true).catch(() => null);
@@ -48,3 +50,4 @@ events(async (kind, event) => {
   else if (kind === "again") state(held, "queued");
   else if (["done", "failed", "cancelled"].includes(kind)) state(held, kind, event);
 }, load);
+load();
