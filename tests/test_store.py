@@ -313,6 +313,11 @@ def test_filters_pages_and_counts(gallery: Gallery) -> None:
     assert gallery.count("ann", Wanted(stars=2)) == 3
     assert gallery.count("ann", Wanted(style="flat", stars=1, words="heart")) == 3
     assert gallery.count("bob") == 0
+    for _ in range(30):
+        gallery.add(row("a blue heart", "bob"))
+    asked = Wanted(style="flat", words="heart")
+    pages = [[r.id for r in gallery.page("ann", asked, before=before, limit=2)] for before in (None, ids[7], ids[3])]
+    assert pages == [[ids[9], ids[7]], [ids[5], ids[3]], [ids[1]]], "behind many of another owner"
     with pytest.raises(NotFound):
         gallery.get(ids[0], "bob")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -64,10 +64,28 @@ class Gallery:
         self, owner: str, wanted: Wanted = Wanted(), before: int | None = None, limit: int = PAGE
     ) -> list[PictureRow]:
         """Pictures, the newest first; before: an id, to go on from."""
+        if self.store.local and tokens(wanted.words):
+            newest = before or 2**63 - 1
+            return self.store.read(lambda session: self._searched(session, owner, wanted, newest, limit))
         query = self._wanted(owner, wanted).order_by(PictureRow.id.desc()).limit(limit)
         if before is not None:
             query = query.where(PictureRow.id < before)
         return list(self.store.read(lambda session: session.scalars(query).all()))
+
+    def _searched(self, session: Session, owner: str, wanted: Wanted, before: int, limit: int) -> list[PictureRow]:
+        """The same where words are asked for: from the newest match on until there are enough, not all of them."""
+        having = self._wanted(owner, replace(wanted, words="")).order_by(PictureRow.id.desc())
+        match = text(
+            "SELECT rowid FROM picture_words WHERE words MATCH :match AND rowid < :before"
+            " ORDER BY rowid DESC LIMIT :size"
+        )
+        said, out, size = _match(wanted.words), list[PictureRow](), 4 * limit
+        while True:
+            ids = session.scalars(match, {"match": said, "before": before, "size": size}).all()
+            out += session.scalars(having.where(PictureRow.id.in_(ids)).limit(limit - len(out)))
+            if len(ids) < size or len(out) >= limit:
+                return out
+            before, size = ids[-1], min(4 * size, 20_000)
 
     def count(self, owner: str, wanted: Wanted = Wanted()) -> int:
         query = select(func.count()).select_from(self._wanted(owner, wanted).subquery())
@@ -97,9 +115,8 @@ class Gallery:
         if not asked:
             raise InvalidInput('nothing to search for in "{text}"; write a word', text=words)
         if self.store.local:
-            match = " ".join(f'"{token}"' for token in asked)
             return text("pictures.id IN (SELECT rowid FROM picture_words WHERE words MATCH :match)").bindparams(
-                match=match
+                match=_match(words)
             )  # type: ignore[return-value]
         return text(
             "pictures.id IN (SELECT rowid FROM picture_words WHERE words @@ CAST(:match AS tsquery))"
@@ -239,6 +256,11 @@ class Gallery:
             query_ = mark.values(trashed=time.time())
             gone += self.store.write(lambda session, query_=query_: session.execute(query_).rowcount)  # type: ignore[misc]
         return len(orphans), gone
+
+
+def _match(words: str) -> str:
+    """Words as SQLite's search is asked for all of them."""
+    return " ".join(f'"{token}"' for token in tokens(words))
 
 
 def put_in(session: Session, picture: PictureRow) -> int:
