@@ -7,19 +7,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import random
-import re
-import subprocess
-import sys
-import tempfile
 import time
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import httpx
-from studio import make_set
+from studio import make_set, served
 
 READS = ("/v1/models", "/api/v1/jobs?limit=20", "/api/v1/pictures?limit=20", "/", "/api/v1/pictures?words=heart")
 PAUSE_S = 2.5
@@ -87,28 +81,18 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=120)
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as home:
-        make_set(Path(home) / "sets" / "noise")
-        environment = {**os.environ, "SOJOURN_HOME": home, "PYTHONUNBUFFERED": "1"}
-        command = [sys.executable, "-m", "sojourn", "serve", "--port", "0"]
-        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-        try:
-            assert server.stdout is not None
-            found = re.search(r"http://\S+", server.stdout.readline())
-            assert found is not None
-            overrides = ["data=noise", "seen=10000000", "snapshot=1000000", "sheet=0", "held_out=0"]
-            training = {"kind": "train", "request": {"recipe": "vae", "overrides": overrides, "to": "noise"}}
-            id = httpx.post(f"{found[0]}/api/v1/jobs", json=training).json()["id"]
-            while httpx.get(f"{found[0]}/api/v1/jobs/{id}").json()["progress"] is None:
-                time.sleep(0.5)
-            crowd = asyncio.run(crowded(found[0], given.clients, given.seconds))
-            reads = sorted(crowd.reads)
-            p50, p99 = (1000 * reads[int(share * (len(reads) - 1))] for share in (0.5, 0.99))
-            print(f"{given.clients} clients, {given.seconds:g} s: answers {dict(sorted(crowd.statuses.items()))}")
-            print(f"GET p50 {p50:.0f} ms, p99 {p99:.0f} ms of {len(reads)}")
-        finally:
-            server.terminate()
-            server.wait(30)
+    with served() as (url, home):
+        make_set(home / "sets" / "noise")
+        overrides = ["data=noise", "seen=10000000", "snapshot=1000000", "sheet=0", "held_out=0"]
+        training = {"kind": "train", "request": {"recipe": "vae", "overrides": overrides, "to": "noise"}}
+        id = httpx.post(f"{url}/api/v1/jobs", json=training).json()["id"]
+        while httpx.get(f"{url}/api/v1/jobs/{id}").json()["progress"] is None:
+            time.sleep(0.5)
+        crowd = asyncio.run(crowded(url, given.clients, given.seconds))
+    reads = sorted(crowd.reads)
+    p50, p99 = (1000 * reads[int(share * (len(reads) - 1))] for share in (0.5, 0.99))
+    print(f"{given.clients} clients, {given.seconds:g} s: answers {dict(sorted(crowd.statuses.items()))}")
+    print(f"GET p50 {p50:.0f} ms, p99 {p99:.0f} ms of {len(reads)}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ import tempfile
 import threading
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +73,9 @@ def at_once(url: str, prompts: list[str]) -> tuple[float, list[float]]:
     return time.perf_counter() - begun, took
 
 
-def main() -> None:
+@contextmanager
+def served() -> Iterator[tuple[str, Path]]:
+    """A server of its own in an empty home: its address, and the home."""
     with tempfile.TemporaryDirectory() as home:
         environment = {**os.environ, "SOJOURN_HOME": home, "PYTHONUNBUFFERED": "1"}
         command = [sys.executable, "-m", "sojourn", "serve", "--port", "0"]
@@ -80,10 +84,15 @@ def main() -> None:
             assert server.stdout is not None
             found = re.search(r"http://\S+", server.stdout.readline())
             assert found is not None
-            measure(found[0], Path(home))
+            yield found[0], Path(home)
         finally:
             server.terminate()
             server.wait(30)
+
+
+def main() -> None:
+    with served() as (url, home):
+        measure(url, home)
 
 
 def measure(url: str, home: Path) -> None:
