@@ -204,6 +204,54 @@ def test_what_a_worker_never_heard_that_it_got_waits_again(jobs: Jobs) -> None:
     assert (mine.id, mine.token, mine.attempts) == (job.id, 2, 1)
 
 
+def test_a_worker_that_is_buried_while_it_claims_keeps_nothing(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, me = ask(jobs), enlisted(jobs)
+    claims, go = threading.Event(), threading.Event()
+
+    def paused(*told: Any) -> None:
+        claims.set()
+        go.wait(10)
+        ledger.log(*told)
+
+    monkeypatch.setattr("sojourn.studio.jobs.log", paused)
+    claim = threading.Thread(target=jobs.claim, args=(me, ["interactive"]))
+    claim.start()
+    assert claims.wait(10)
+    buried: list[int | None] = []
+    burial = threading.Thread(target=lambda: buried.append(jobs.bury(me, "gone")))
+    burial.start()
+    burial.join(0.5)
+    go.set()
+    claim.join()
+    burial.join()
+    assert buried == [1], "it waited for the claim, and found the job"
+    assert jobs.get(job.id).state == "queued"
+
+
+def test_an_event_is_never_seen_before_one_of_a_lower_number(jobs: Jobs) -> None:
+    first, second = ask(jobs), ask(jobs)
+    logged, go = threading.Event(), threading.Event()
+
+    def late(session: Any) -> None:
+        ledger.log(session, first.id, "log", {"text": "first"})
+        logged.set()
+        go.wait(10)
+
+    slow = threading.Thread(target=jobs.store.write, args=(late,))
+    slow.start()
+    assert logged.wait(10)
+    other = lambda session: ledger.log(session, second.id, "log", {"text": "second"})  # noqa: E731
+    quick = threading.Thread(target=jobs.store.write, args=(other,))
+    quick.start()
+    quick.join(0.5)
+    seen = [event.data["text"] for event in jobs.events() if event.kind == "log"]
+    go.set()
+    slow.join()
+    quick.join()
+    assert seen == []
+    assert [event.data["text"] for event in jobs.events() if event.kind == "log"] == ["first", "second"]
+
+
 def test_events_are_kept_in_bounds_and_told_whole(jobs: Jobs) -> None:
     job = ask(jobs)
     (mine,) = jobs.claim(enlisted(jobs), ["interactive"])
