@@ -156,7 +156,7 @@ def test_a_newer_database_is_refused(file: Path) -> None:
 NEXT = """
 import sqlalchemy as sa
 from alembic import op
-revision, down_revision = "0002", "0001"
+revision, down_revision = "0003", "0002"
 
 def upgrade():
     op.create_table("more", sa.Column("id", sa.Integer, primary_key=True))
@@ -173,7 +173,7 @@ def test_a_database_is_lifted_whole_with_a_copy_beside_it(
     place = tmp_path / "migrations"
     shutil.copytree(stores.MIGRATIONS, place)
     monkeypatch.setattr(stores, "MIGRATIONS", place)
-    step = place / "versions" / "0002_next.py"
+    step = place / "versions" / "0003_next.py"
     step.write_text("FAIL = True" + NEXT)
     with pytest.raises(RuntimeError, match="half way"):
         Store(f"sqlite:///{file}")
@@ -183,11 +183,11 @@ def test_a_database_is_lifted_whole_with_a_copy_beside_it(
             version = raw.execute("SELECT version_num FROM alembic_version").fetchone()[0]
             return version, raw.execute("SELECT owner FROM jobs").fetchone()[0]
 
-    assert owner(file) == ("0001", "ann"), "as it was"
+    assert owner(file) == ("0002", "ann"), "as it was"
     step.write_text("FAIL = False" + NEXT)
     Store(f"sqlite:///{file}").close()
-    assert owner(file) == ("0002", "lifted")
-    assert owner(file.with_name("studio.sqlite.0001")) == ("0001", "ann")
+    assert owner(file) == ("0003", "lifted")
+    assert owner(file.with_name("studio.sqlite.0002")) == ("0002", "ann")
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write everything")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import hashlib
+import io
 import json
 import math
 import os
@@ -38,11 +39,16 @@ _TORCH = {
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace the file at `path` by `data` in one step. Raises OutOfRoom, InvalidInput."""
+    write_stream(path, io.BytesIO(data))
+
+
+def write_stream(path: Path, source: BinaryIO) -> None:
+    """The same with what is left of `source`, which need not fit into memory."""
     part = _beside(path)
     with writing(path):
         try:
             with part.open("wb") as file:
-                file.write(data)
+                shutil.copyfileobj(source, file, 1 << 20)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, path)

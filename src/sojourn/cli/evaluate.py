@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("targets", nargs=-1, required=True, metavar="PACKAGE... | FOLDER FOLDER")
 @click.option("--data", "name", help="The set to measure packages against.")
-@click.option("--judge", default="judge", help="A judge's package. Default: the one named judge, where there is one.")
+@click.option("--judge", help="A judge's package. Default: the one named judge, where there is one.")
 @click.option("--features", default="efflite0", help='"efflite0", or a TorchScript file such as Inception\'s weights.')
 @click.option(
     "--prompts",
@@ -60,7 +60,7 @@ def evaluate(
     from sojourn.measure.compare import compare
     from sojourn.measure.evaluate import evaluate
     from sojourn.measure.features import load_features
-    from sojourn.measure.judged import Judged
+    from sojourn.measure.judged import appoint
 
     found: list[Any] = []
 
@@ -78,23 +78,16 @@ def evaluate(
         follow(kept(compare(folders, load_features(features))), as_json=False)
         title = f"{folders[0].name} / {folders[1].name}"
     else:
-        from sojourn import package as packages
         from sojourn.data.dataset import PackedSet
         from sojourn.engine import load
-        from sojourn.errors import DataError, NotFound
+        from sojourn.errors import DataError
         from sojourn.train.build import find_set
 
         data = PackedSet(find_set(name))
         bench = Bench(data, load_features(features), None, count, seed)
-        try:
-            bench.judge = packages.load(packages.find(judge))
-            Judged(bench)
-        except (NotFound, DataError) as error:
-            if judge != "judge":
-                raise
-            bench.judge = None
-            if isinstance(error, DataError):
-                warn("the default judge is left out: {why}", why=error.localised())
+        left_out = appoint(bench, judge)
+        if isinstance(left_out, DataError):
+            warn("the default judge is left out: {why}", why=left_out.localised())
         if prompts is not None:
             bench.asked = listed(prompts)
         follow(kept(evaluate([load(target) for target in targets], bench, steps, classifier)), as_json=False)

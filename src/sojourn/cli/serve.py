@@ -55,7 +55,10 @@ def keys() -> None:
 @keys.command()
 @click.argument("name")
 @click.option(
-    "--scope", type=click.Choice(["generate", "train", "admin"]), default="generate", help="Default: generate."
+    "--scope",
+    type=click.Choice(["generate", "train", "admin", "worker"]),
+    default="generate",
+    help="Default: generate.",
 )
 @DATABASE
 def add(name: str, scope: str, database: str | None) -> None:
@@ -95,15 +98,23 @@ def remove(name: str, database: str | None) -> None:
 
 @click.command()
 @click.option("--lanes", default="interactive,background", help="What it does. Default: interactive,background.")
+@click.option("--server", metavar="URL", help="A studio on another machine; its key goes into $SOJOURN_KEY.")
 @DATABASE
-def worker(lanes: str, database: str | None) -> None:
-    """Do the jobs of a studio beside its own workers, on this machine."""
+def worker(lanes: str, server: str | None, database: str | None) -> None:
+    """Do the jobs of a studio: of this machine's beside its own workers, or of one elsewhere."""
     from sojourn.studio.worker import Worker
 
     chosen = [lane.strip() for lane in lanes.split(",")]
     if not chosen or set(chosen) - {"interactive", "background"}:
         raise InvalidInput('no lanes "{lanes}"; write interactive, background or both with a comma', lanes=lanes)
-    running = Worker(database, chosen)
+    if server is not None and database is not None:
+        raise InvalidInput("give --server or --database, one of the two")
+    if server is None:
+        running = Worker.of(database, chosen)
+    else:
+        from sojourn.studio.far import far_worker
+
+        running = far_worker(server, chosen)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, running.end)
     say("worker {pid} waits for jobs", pid=os.getpid())

@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from sojourn.errors import SojournError
-from sojourn.http import answers, files, gallery, native, openai, pages, texts
+from sojourn.http import answers, files, gallery, native, openai, pages, texts, workers
 from sojourn.http.guard import Guard, Limits
 from sojourn.http.site import Site, site
 from sojourn.studio.studio import Studio
@@ -61,6 +61,7 @@ def create_app(
     app.include_router(openai.router)
     app.include_router(texts.router)
     app.include_router(native.router)
+    app.include_router(workers.router)
     app.include_router(gallery.router)
     app.include_router(files.router)
     app.include_router(pages.router)

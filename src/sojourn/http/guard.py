@@ -42,6 +42,7 @@ OPEN = {"/health"}
 """Routes for everyone."""
 DOORS = {"/login", "/static", "/v1/files"}
 """What is needed to come in, the page to log in and its files; and addresses of pictures that are keys themselves."""
+WORKERS = "/api/v1/workers"
 DEPTH = 64
 """How deep a JSON body may nest."""
 
@@ -52,6 +53,8 @@ class Limits:
 
     json_bytes: int = 1 << 20
     upload_bytes: int = 64 << 20
+    package_bytes: int = 16 << 30
+    """Of a worker's upload: what it trained."""
     body_s: float = 15.0
     """Seconds a body may take, and one more for each slowest_bytes of it."""
     slowest_bytes: int = 16 << 10
@@ -220,7 +223,7 @@ class Guard:
 
     def _count(self, scope: Scope) -> None:
         caller = scope["state"]["caller"]
-        if scope["path"] in OPEN:
+        if scope["path"] in OPEN or (caller is not None and caller.scope == "worker"):
             return
         who = caller.owner if caller is not None else f"at {(scope.get('client') or ('?',))[0]}"
         if self._tally(f"of {who}") > self.limits.per_minute:
@@ -233,6 +236,11 @@ class Guard:
         as_json = kind == "application/json" or kind.endswith("+json")
         upload = kind == "multipart/form-data" or scope["method"] == "PUT"
         most = self.limits.upload_bytes if upload else self.limits.json_bytes
+        if scope["path"].startswith(WORKERS):
+            most = self.limits.upload_bytes  # previews of many pictures
+        caller = scope["state"]["caller"]
+        if upload and caller is not None and caller.scope == "worker":
+            most = self.limits.package_bytes
         length = headers.first("content-length")
         if length and headers.first("transfer-encoding"):  # a proxy may see another end of the body than we do
             raise Denied(400, "the body has two lengths", headers={"connection": "close"})

@@ -36,6 +36,8 @@ class Hub:
         self._ear = Bell(studio.bell.folder)
         self._rung = asyncio.Event()
         self._readers: dict[Queue, Wants] = {}
+        self._rings: deque[tuple[int, str]] = deque(maxlen=64)
+        self._ring = asyncio.Event()
         self._pump: asyncio.Task[None] | None = None
 
     def open(self) -> None:
@@ -50,8 +52,20 @@ class Hub:
         self._ear.close()
 
     def _hear(self) -> None:
-        self._ear.heard()
+        for word in self._ear.heard() - {"event"}:
+            self._rings.append((self._rings[-1][0] + 1 if self._rings else 1, word))
+            self._ring.set()
+            self._ring = asyncio.Event()
         self._rung.set()
+
+    async def rings(self, after: int, wait_s: float) -> tuple[int, list[str]]:
+        """What was rung after the ring of that number, as soon as something was, and the number of the last."""
+        if not self._rings or self._rings[-1][0] == after:
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._ring.wait(), wait_s)
+        last = self._rings[-1][0] if self._rings else 0
+        fresh = {word for number, word in self._rings if number > after or after > last}  # > last: another server's
+        return last, sorted(fresh)
 
     async def _run(self) -> None:
         """Read what is new once for all, and deal it out."""

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Path, Query, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import FileResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
@@ -208,6 +208,9 @@ def models() -> list[Package]:
     return out
 
 
+BINARY: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+}
 BYTES = {
     "requestBody": {
         "required": True,
@@ -258,9 +261,9 @@ def families() -> list[str]:
 
 @router.put("/api/v1/blobs/{sha256}", status_code=201, responses=statuses(409), openapi_extra=BYTES)
 async def put_blob(sha256: Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")], request: Request) -> Upload:
-    """Keep bytes, 64 MiB at most, by their sha256: a zip to prepare, a picture to edit."""
+    """Keep bytes by their sha256: a zip to prepare, a picture to edit. 64 MiB at most; of a worker 16 GiB."""
     here = site(request)
-    here.need(request, "generate")
+    here.need(request, "generate", "worker")
     found, size = hashlib.sha256(), 0
     with tempfile.TemporaryFile() as spool:  # not in memory: there may be many at once
         async for piece in request.stream():
@@ -269,5 +272,16 @@ async def put_blob(sha256: Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")], requ
         if found.hexdigest() != sha256:
             raise Refusal(409, "the bytes have another sha256 than their address", param="sha256")
         spool.seek(0)
-        await run_in_threadpool(lambda: here.studio.blobs.put(spool.read()))
+        await run_in_threadpool(here.studio.blobs.keep, sha256, spool)
     return Upload(sha256=sha256, size_bytes=size)
+
+
+@router.get("/api/v1/blobs/{sha256}", responses={**statuses(404), **BINARY}, response_class=FileResponse)
+def get_blob(sha256: Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")], request: Request) -> FileResponse:
+    """Bytes that were kept. Wants a key of scope worker: they may be anyone's."""
+    here = site(request)
+    here.need(request, "worker")
+    path = here.studio.blobs.path(sha256)
+    if not path.is_file():
+        raise Refusal(404, "there is no such file")
+    return FileResponse(path, media_type="application/octet-stream", filename=f"{sha256[:12]}.bin")

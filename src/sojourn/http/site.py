@@ -91,12 +91,12 @@ class Site:
         shutil.rmtree(gone, ignore_errors=True)
 
     @staticmethod
-    def need(request: Request, scope: Scope) -> Caller:
-        """Who asks, if they may. Raises Refusal (403)."""
+    def need(request: Request, scope: Scope, *others: Scope) -> Caller:
+        """Who asks, if they may do one of these. Raises Refusal (403)."""
         caller: Caller | None = request.scope["state"]["caller"]
         if caller is None:
             raise Refusal(401, "no key, or a wrong one; send `Authorization: Bearer KEY`", code="invalid_api_key")
-        if not caller.may(scope):
+        if not any(caller.may(one) for one in (scope, *others)):
             raise Refusal(403, 'this wants a key of scope "{scope}"; yours is "{found}"', code="permission_denied",
                           scope=scope, found=caller.scope)  # fmt: skip
         return caller

@@ -6,10 +6,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sojourn import card
+from sojourn import package as packages
 from sojourn.conditioners import STYLE
-from sojourn.errors import DataError, InvalidInput
+from sojourn.errors import DataError, InvalidInput, NotFound, SojournError
 from sojourn.measure import scores
 from sojourn.measure.bench import LEAST, RIVALS, Bench, Findings, Group
+
+JUDGE = "judge"
+"""The package that judges where nobody names one."""
+
+
+def appoint(bench: Bench, name: str | None) -> SojournError | None:
+    """Give the bench its judge. name None: the one named judge; why it is left out, where it does not fit the set.
+
+    Raises NotFound, DataError, InvalidInput for one that was named.
+    """
+    try:
+        bench.judge = packages.load(card.find(name or JUDGE, paths=name is not None))
+        Judged(bench)
+    except (NotFound, DataError) as error:
+        if name is not None:
+            raise
+        bench.judge = None
+        return error
+    return None
 
 
 class Judged:

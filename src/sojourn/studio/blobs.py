@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from sojourn import safefile
 from sojourn.errors import NotFound
@@ -31,6 +32,15 @@ class Blobs:
             path.parent.mkdir(parents=True, exist_ok=True)
             safefile.write_bytes(path, data)
         return name
+
+    def keep(self, name: str, source: BinaryIO) -> None:
+        """The same for a file whose sha256 is known. Raises OutOfRoom."""
+        path = self.path(name)
+        if path.is_file():
+            os.utime(path)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            safefile.write_stream(path, source)
 
     def get(self, name: str) -> bytes:
         """The bytes of this sha256. Raises NotFound, also for what is no sha256."""

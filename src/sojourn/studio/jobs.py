@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from sqlalchemy import delete, func, select, text, update
+from sqlalchemy import delete, exists, func, or_, select, text, update
 from sqlalchemy.orm import Session
 
 from sojourn.errors import NotFound, OutOfRoom, SojournError, StoreError
@@ -40,6 +40,8 @@ LANES: dict[str, Lane] = {
     "prepare": "background", "train": "background", "evaluate": "background",
 }  # fmt: skip
 """The kinds of job there are, and where they wait."""
+STAYS = ("train",)
+"""Kinds that leave files where they were begun, and go on there."""
 TRIES = 3
 """Times that a job is begun at most."""
 Done = tuple[Job, dict[str, Any], Sequence[PictureRow]]
@@ -56,9 +58,11 @@ class Jobs:
     # Asking
 
     def submit(
-        self, owner: str, kind: str, request: dict[str, Any], *, priority: int = 0, batch: str = "", rows: int = 1
-    ) -> Job:
-        """Ask for a job. batch: jobs that may be drawn in one walk have the same; rows: what it takes of one."""
+        self, owner: str, kind: str, request: dict[str, Any], *, priority: int = 0, batch: str = "", rows: int = 1,
+        place: str = "",
+    ) -> Job:  # fmt: skip
+        """Ask for a job. batch: jobs that may be drawn in one walk have the same; rows: what it takes of one; place:
+        the machine that has its files."""
 
         def work(session: Session) -> JobRow:
             if session.get(OwnerRow, owner) is None:
@@ -73,6 +77,7 @@ class Jobs:
                 "request": request,
                 "batch": batch,
                 "rows": rows,
+                "place": place,
             }
             row = JobRow(lane=LANES[kind], created=time.time(), **given)
             session.add(row)
@@ -179,7 +184,7 @@ class Jobs:
         batch: only jobs of this key, to go with those that the worker has.
 
         Higher priority first; then the owner who was served longest ago; then the older job. A job that was begun
-        before is done alone: it may be what killed its worker.
+        before is done alone: it may be what killed its worker. What lies on one machine is done there while it lives.
         """
 
         def work(session: Session) -> list[JobRow]:
@@ -190,10 +195,12 @@ class Jobs:
                 for lost in session.scalars(running(worker).with_for_update()):
                     lost.attempts -= 1
                     again(session, lost, message(SojournError("its worker was stopped")))
+            alive = exists().where(WorkerRow.host == JobRow.place, WorkerRow.gone.is_(False))
             waiting = (
                 select(JobRow)
                 .join(OwnerRow, OwnerRow.name == JobRow.owner)
                 .where(JobRow.state == "queued", JobRow.lane.in_(lanes))
+                .where(or_(JobRow.place.in_(("", me.host)), ~alive))
                 .order_by(JobRow.priority.desc(), OwnerRow.served, JobRow.id)
                 .with_for_update(of=JobRow, skip_locked=True)
             )
@@ -215,6 +222,7 @@ class Jobs:
             session.execute(update(OwnerRow).where(OwnerRow.name.in_(owners)).values(served=turn))
             for row in taken:
                 row.state, row.worker, row.started = "running", worker, time.time()
+                row.place = me.host if row.kind in STAYS else row.place
                 row.token += 1
                 row.attempts += 1
                 log(session, row.id, "started", {"attempt": row.attempts})
@@ -287,14 +295,14 @@ class Jobs:
         self.bell.ring("event")
         return found
 
-    def fail(self, job: Job, error: BaseException) -> None:
+    def fail(self, job: Job, error: BaseException, unforeseen: bool = False) -> None:
         """The job cannot be done: bad input is told at once, what was unforeseen is tried again. Raises Fenced."""
 
         def work(session: Session) -> None:
             row = held(session, job)
             told = message(error)
             lasting = isinstance(error, SojournError) and not isinstance(error, StoreError | OutOfRoom)
-            if lasting or row.attempts >= TRIES:
+            if (lasting and not unforeseen) or row.attempts >= TRIES:
                 over(session, row, "failed", told)
             else:
                 again(session, row, told)

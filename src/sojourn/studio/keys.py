@@ -16,9 +16,10 @@ from sojourn.errors import InvalidInput, NotFound
 from sojourn.studio.store import Store
 from sojourn.studio.tables import KeyRow
 
-Scope = Literal["generate", "train", "admin"]
+Scope = Literal["generate", "train", "admin", "worker"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
-"""What a key may do; each may also do what those before it may."""
+RISING: tuple[Scope, ...] = ("generate", "train", "admin")
+"""What a key may do; each may also do what those before it may. A worker does jobs and nothing else."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 PREFIX = "sj-"
 
@@ -31,7 +32,9 @@ class Caller:
     scope: Scope
 
     def may(self, scope: Scope) -> bool:
-        return SCOPES.index(self.scope) >= SCOPES.index(scope)
+        if "worker" in (scope, self.scope):
+            return self.scope in (scope, "admin")
+        return RISING.index(self.scope) >= RISING.index(scope)
 
 
 class Keys:

@@ -34,6 +34,7 @@ class Job:
     batch: str
     attempts: int
     token: int
+    place: str
     stop: bool
     progress: dict[str, Any] | None
     result: dict[str, Any] | None

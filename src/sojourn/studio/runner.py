@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -20,7 +19,7 @@ from contextlib import suppress
 from sojourn.errors import SojournError
 from sojourn.studio.jobs import Jobs
 from sojourn.studio.ledger import Fenced
-from sojourn.studio.process import born
+from sojourn.studio.process import born, here
 from sojourn.studio.worker import BEAT_S, DATABASE
 
 log = logging.getLogger("sojourn.studio")
@@ -106,21 +105,21 @@ class Runner:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, env={**os.environ, DATABASE: url})
 
     def _bury(self, pid: int, why: str) -> None:
-        host = socket.gethostname()
+        host = here()
         for row in self.jobs.workers():
             if row.host == host and row.pid == pid:
                 self.jobs.bury(row.id, why)
 
     def _bury_dead(self) -> None:
         """Workers of this machine whose process is no more."""
-        host = socket.gethostname()
+        host = here()
         ours = {process.pid for process in list(self._processes.values())}  # those `_keep` buries, and knows why
         for row in self.jobs.workers():
             if row.host == host and row.pid not in ours and born(row.pid) != row.born:
                 self.jobs.bury(row.id, "its process is gone")
 
     def _enlist(self) -> int:
-        return self.jobs.enlist(socket.gethostname(), os.getpid(), str(born(os.getpid())), ())
+        return self.jobs.enlist(here(), os.getpid(), str(born(os.getpid())), ())
 
     def _watch(self) -> None:
         seen: dict[int, tuple[int, float]] = {}
@@ -164,7 +163,7 @@ class Runner:
         if self.jobs.bury(worker, f"no sign of life for {self.lease_s:g} s", beats) is None:
             return
         for process in list(self._processes.values()):
-            if process.pid == pid and host == socket.gethostname() and process.poll() is None:
+            if process.pid == pid and host == here() and process.poll() is None:
                 process.kill()
 
 

@@ -16,6 +16,7 @@ from sojourn.studio.blobs import Blobs
 from sojourn.studio.gallery import Gallery
 from sojourn.studio.jobs import Jobs
 from sojourn.studio.ledger import Happened, Job
+from sojourn.studio.process import here
 from sojourn.studio.ratings import Ratings
 from sojourn.studio.runner import Runner
 from sojourn.studio.store import Store
@@ -53,7 +54,10 @@ class Studio:
     def ask(self, kind: str, request: dict[str, Any], *, owner: str = OWNER, priority: int = 0) -> Job:
         """Ask for a job; it is durable when this returns. Raises InvalidInput, NotFound, Unsupported."""
         kept, batch, rows = settled(kind, request)
-        return self.jobs.submit(owner, kind, kept, priority=priority, batch=batch, rows=rows)
+        place = here() if kind == "prepare" else ""  # sets are kept here
+        if goes_on := kept.get("goes_on"):
+            place = self.jobs.get(goes_on).place  # its run is there
+        return self.jobs.submit(owner, kind, kept, priority=priority, batch=batch, rows=rows, place=place)
 
     def follow(
         self, job: int, after: int = 0, owner: str | None = None, timeout_s: float | None = None

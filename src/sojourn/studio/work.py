@@ -21,9 +21,9 @@ from sojourn.card import home
 from sojourn.data.clean import load_picture
 from sojourn.data.prepare import prepare
 from sojourn.engine import Frame, Model
-from sojourn.errors import SojournError
+from sojourn.errors import NotFound, SojournError
 from sojourn.picture import Picture, png
-from sojourn.schema import Artifact, Done, Event, Preview, Progress
+from sojourn.schema import Artifact, Done, Event, Log, Preview, Progress
 from sojourn.studio.asks import EditAsk, EvaluateAsk, GenerateAsk, PrepareAsk, TrainAsk, WriteAsk
 from sojourn.studio.blobs import Blobs
 from sojourn.studio.gallery import Gallery
@@ -52,7 +52,6 @@ class Work:
         self, jobs: Jobs, blobs: Blobs, stops: Callable[[], set[int]] = set, ending: Callable[[], bool] = lambda: False
     ) -> None:
         self.jobs, self.blobs = jobs, blobs
-        self.gallery = Gallery(jobs.store, blobs)
         self.stops, self.ending = stops, ending
         self._models: OrderedDict[str, Model] = OrderedDict()
 
@@ -88,7 +87,8 @@ class Work:
 
     def look(self) -> bool:
         """Have the tower look at some pictures of the gallery that it has not seen; whether there were any."""
-        rows = self.gallery.unseen(LOOKS)
+        gallery = Gallery(self.jobs.store, self.blobs)
+        rows = gallery.unseen(LOOKS)
         try:
             tower = self.model(TOWER) if rows else None
         except SojournError:
@@ -101,7 +101,7 @@ class Work:
             with suppress(SojournError), torch.no_grad():
                 raw = torch.from_numpy(codec.pack(load_picture(self.blobs.get(row.sha256))))
                 places[row.id] = tower.family.embed_pictures(codec.encode(raw[None]))[0].numpy()
-        self.gallery.place(places)
+        gallery.place(places)
         return True
 
     # Drawing
@@ -236,7 +236,8 @@ class Work:
 
     def _run(self, job: Job) -> None:
         """Prepare, train or evaluate, event by event."""
-        events = EVENTS[job.kind](self, job)
+        kinds = {"prepare": self.prepare, "train": self.train, "evaluate": self.evaluate}
+        events = kinds[job.kind](job)
         told = 0.0
         result: dict[str, Any] = {}
         try:
@@ -302,6 +303,8 @@ class Work:
         from sojourn.train.build import run_recipe
 
         folder = home() / "runs" / f"job-{ask.goes_on or job.id}"
+        if ask.goes_on and not folder.is_dir():
+            raise NotFound("the run of job {id} is not on this machine; start a new training", id=ask.goes_on)
         start = card.find(ask.start, paths=False) if ask.start else None
         last: Event | None = None
         for event in run_recipe(recipe, folder, start):
@@ -319,12 +322,13 @@ class Work:
         from sojourn.measure.bench import Bench, Findings
         from sojourn.measure.evaluate import evaluate
         from sojourn.measure.features import load_features
+        from sojourn.measure.judged import appoint
         from sojourn.train.build import find_set
 
         ask = EvaluateAsk.model_validate(job.request)
         bench = Bench(PackedSet(find_set(ask.data)), load_features("efflite0"), None, ask.count, 0)
-        if ask.judge is not None:
-            bench.judge = packages.load(card.find(ask.judge, paths=False))
+        if (left_out := appoint(bench, ask.judge)) is not None:
+            yield Log(level="warning", text=f"the default judge is left out: {left_out.localised()}")
         found: list[Findings] = []
         for event in evaluate([self.model(name) for name in ask.packages], bench, ask.steps):
             if isinstance(event, Findings):
@@ -335,11 +339,6 @@ class Work:
         page = report.write(found, folder, f"{', '.join(ask.packages)} / {ask.data}")
         yield Artifact(name="report", path=str(page))
         yield Done(path=str(page), text=ask.data)
-
-
-EVENTS: dict[str, Callable[[Work, Job], Iterator[Event]]] = {
-    "prepare": Work.prepare, "train": Work.train, "evaluate": Work.evaluate,
-}  # fmt: skip
 
 
 def _ask(job: Job) -> GenerateAsk:

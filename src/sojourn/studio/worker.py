@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import socket
 import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from sojourn.card import home
 from sojourn.errors import SojournError
@@ -25,8 +26,11 @@ from sojourn.studio.bell import Bell
 from sojourn.studio.blobs import Blobs
 from sojourn.studio.jobs import Jobs
 from sojourn.studio.ledger import Fenced, Job
-from sojourn.studio.process import born
+from sojourn.studio.process import born, here
 from sojourn.studio.store import Store
+
+if TYPE_CHECKING:
+    from sojourn.studio.work import Work
 
 DATABASE = "SOJOURN_DATABASE"
 """Environment variable with the database's URL, for a worker that a server starts."""
@@ -41,36 +45,47 @@ PAUSES = 2
 
 
 class Worker:
-    """One worker of a store."""
+    """One worker, of a studio on this machine or of one elsewhere: what differs are jobs, ear and work."""
 
-    def __init__(self, url: str | None, lanes: Sequence[str], parent: int | None = None) -> None:
-        self.lanes, self.parent = tuple(lanes), parent
-        self.bell = Bell(home() / "bells")
-        self.bell.listen()
-        self.jobs = Jobs(Store(url), self.bell)
-        self.blobs = Blobs(home() / "blobs")
+    def __init__(self, jobs: Jobs, ear: Bell, lanes: Sequence[str], parent: int | None = None) -> None:
+        """ear: tells of new jobs. jobs and ear may be anything that has the methods used here."""
+        self.lanes, self.parent, self.jobs, self.ear = tuple(lanes), parent, jobs, ear
         self.wake = threading.Event()
         self.closing = threading.Event()
         self._stops: set[int] = set()
         self.id = self._enlist()
 
-    def run(self) -> None:
-        """Work until told to end."""
+    @classmethod
+    def of(cls, url: str | None, lanes: Sequence[str], parent: int | None = None) -> Worker:
+        """A worker of this machine's studio, whose rows are in the database at `url`."""
+        bell = Bell(home() / "bells")
+        bell.listen()
+        return cls(Jobs(Store(url), bell), bell, lanes, parent)
+
+    def make(self) -> Work:
+        """What does the jobs. In the thread that does them."""
         from sojourn.studio.work import Work
 
-        listener = threading.Thread(target=self._listen, name="listener", daemon=True)
-        listener.start()
         if "interactive" not in self.lanes:
             self.jobs.store.steady()
-            stand_back()
-        work = Work(self.jobs, self.blobs, lambda: self._stops, self.closing.is_set)
+        return Work(self.jobs, Blobs(home() / "blobs"), lambda: self._stops, self.closing.is_set)
+
+    def run(self) -> None:
+        """Work until told to end."""
+        listener = threading.Thread(target=self._listen, name="listener", daemon=True)
+        listener.start()
+        work = self.make()
         if "interactive" in self.lanes:
             self._warm(work)
+        else:
+            stand_back()
         while not self.closing.is_set():
             self.wake.clear()
             try:
                 taken = self.jobs.claim(self.id, self.lanes, ROOM if "interactive" in self.lanes else 1)
-                taken = self._joined(taken) if taken else taken
+                if taken:
+                    work.do(self._joined(taken))
+                    continue
             except Fenced:  # taken for dead while it slept: what it had is others' by now
                 self.id = self._enlist()
                 continue
@@ -78,12 +93,11 @@ class Worker:
                 print(f"waiting for the database: {error}", file=sys.stderr)
                 self.closing.wait(BEAT_S)
                 continue
-            if taken:
-                work.do(taken)
-            elif "background" not in self.lanes or not work.look():
+            if "background" not in self.lanes or not work.look():
                 self.wake.wait(BEAT_S)
-        self.jobs.bury(self.id, "it was stopped")
-        self.bell.close()
+        with suppress(SojournError):
+            self.jobs.bury(self.id, "it was stopped")
+        self.ear.close()
 
     def _joined(self, taken: list[Job]) -> list[Job]:
         """What was claimed, with what comes in just now and can go along: people ask at once, one after the other."""
@@ -104,14 +118,11 @@ class Worker:
         self.wake.set()
 
     def _enlist(self) -> int:
-        return self.jobs.enlist(socket.gethostname(), os.getpid(), str(born(os.getpid())), self.lanes)
+        return self.jobs.enlist(here(), os.getpid(), str(born(os.getpid())), self.lanes)
 
     @staticmethod
-    def _warm(work: object) -> None:
+    def _warm(work: Work) -> None:
         """Have the default package in memory, and everything that drawing imports."""
-        from sojourn.studio.work import Work
-
-        assert isinstance(work, Work)
         try:
             model = work.model(DEFAULT)
             for _ in model.walk(model.request("a red heart", n=1, seed=0, steps=1)):
@@ -122,7 +133,7 @@ class Worker:
     def _listen(self) -> None:
         beaten = 0.0
         while not self.closing.is_set():
-            words = self.bell.wait(BEAT_S)
+            words = self.ear.wait(BEAT_S)
             if "job" in words:
                 self.wake.set()
             try:
@@ -157,7 +168,7 @@ def main() -> None:
     parser.add_argument("--parent", type=int, help="End when this process is gone.")
     given = parser.parse_args()
     lanes = given.lanes.split(",")
-    worker = Worker(os.environ.get(DATABASE), lanes, given.parent)
+    worker = Worker.of(os.environ.get(DATABASE), lanes, given.parent)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, worker.end)
     worker.run()

@@ -1,0 +1,13 @@
+"""Jobs know the machine that has their files."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+
+
+def upgrade() -> None:
+    op.add_column("jobs", sa.Column("place", sa.String(length=100), nullable=False, server_default=""))
