@@ -325,7 +325,11 @@ def test_markup_stays_data(served: tuple[TestClient, Studio]) -> None:
             if "{" in path:
                 status, body, kind = sent(client, method, filled(path, sha))
                 assert b"<script" not in body, path
-                served_as.add((status, kind))
+                if kind != "application/octet-stream":
+                    served_as.add((status, kind))
+        raw = client.get(f"/api/v1/blobs/{sha}").headers
+        assert raw["content-disposition"].startswith("attachment"), "a worker's bytes are no page"
+        assert raw["x-content-type-options"] == "nosniff"
     print(f"T29: {len(MARKUP)} texts, {len(active)} uploads, served as {sorted(served_as)}")
     assert {kind for _, kind in served_as} <= {"application/json", ""}
 

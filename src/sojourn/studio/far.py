@@ -303,7 +303,7 @@ class FarWork(Work):
         with tempfile.TemporaryDirectory(prefix=".sent-", dir=_made(home())) as folder:
             archive = packages.export(name, Path(folder) / "package.zip")
             with archive.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             self.far.send(sha256, archive)
         self.far.ask("POST", "/api/v1/workers/packages", {"job": job.id, "token": job.token, "sha256": sha256})
 
