@@ -155,7 +155,7 @@ def test_owners_do_not_see_each_other(home: Path) -> None:
         job = client.post(JOBS, json=generate("a cat"), headers=ann).json()["id"]
         pictures = [picture(studio, "ann", data=noise(seed=i)) for i in range(job + 2)]
         mine = pictures[-1]
-        shelf = client.post("/api/v1/collections", json={"name": "x", "ids": pictures}, headers=ann).json()["count"]
+        shelf = client.post("/api/v1/collections", json={"name": "x", "ids": pictures}, headers=ann).json()["id"]
         assert client.get(f"{JOBS}/{job}", headers=ann).status_code == 200
         tried = 0
         for method, path in routes(client):

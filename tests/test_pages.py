@@ -9,12 +9,13 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from sojourn.http import pages
 from sojourn.picture import png
@@ -283,6 +284,43 @@ class TestBrowser:
         page.locator("#recipe-fields input[data-key=seen]").wait_for(state="attached")
         page.goto("/queue")
         page.locator("tbody tr").first.wait_for()
+
+    def test_a_zip_becomes_a_set_a_package_and_scores(self, tab: Tab, tmp_path: Path) -> None:
+        with zipfile.ZipFile(tmp_path / "shapes.zip", "w") as archive:
+            for i in range(64):
+                picture = Image.new("L", (32, 32), 255)
+                box = (3 + i % 5, 3 + i % 7, 20 + i % 9, 20 + i % 11)
+                getattr(ImageDraw.Draw(picture), ("rectangle", "ellipse")[i % 2])(box, fill=i)
+                archive.writestr(f"{('square', 'round')[i % 2]}/{i}.png", png(picture, None))
+        page, name = tab.page, f"shapes{len(tab.page.context.pages)}{int(time.time())}"
+        page.goto("/models")
+        page.fill("#set-name", name)
+        page.set_input_files("#set-file", tmp_path / "shapes.zip")
+        page.fill("#set-size", "32")
+        page.locator("#prepare button.main").click()
+        page.locator(f"#train-set option:text-is('{name}')").wait_for(state="attached")
+        page.locator("#recipe-name").select_option("dcgan")
+        page.locator("#recipe-fields input[data-key=seen]").wait_for(state="attached")
+        page.locator("#train summary").click()
+        for key, value in {"preset": "tiny", "seen": "256", "batch_size": "16", "snapshot": "64"}.items():
+            page.fill(f"#recipe-fields input[data-key={key}]", value)
+        page.locator("#train-set").select_option(name)
+        page.fill("#train-to", name)
+        page.locator("#train button.main").click()
+        run = page.locator("#trainings article", has_text=f"dcgan → {name}")
+        run.locator(".sheets img").wait_for()
+        run.locator("svg path[d]").wait_for(state="attached")
+        page.locator(f"#evaluate input[value={name}]").check()
+        page.locator("#evaluate-set").select_option(name)
+        page.fill("#evaluate-count", "32")
+        page.locator("#evaluate button.main").click()
+        measured = page.locator("#trainings article", has_text=f"{name} / {name}")
+        measured.locator("th", has_text="pictures/s").wait_for()
+        with page.expect_download() as kept:
+            measured.locator("a[download]").click()
+        assert "<table>" in Path(kept.value.path()).read_text(encoding="utf-8")
+        page.reload()
+        page.locator("#trainings article", has_text=f"{name} / {name}").locator("th", has_text="pictures/s").wait_for()
 
     def test_hostile_words_stay_words(self, tab: Tab, served: Served) -> None:
         """T29: in prompts, styles and recipes, wherever a page shows them."""

@@ -16,7 +16,7 @@ from sojourn.http.site import owner, site
 router = APIRouter(tags=["Studio"])
 ARCHIVES = (b"PK\x03\x04", b"PK\x05\x06")
 """How a zip begins."""
-SERVED = {".png": "image/png", ".txt": "text/plain; charset=utf-8", ".webp": "image/webp"}
+SERVED = {".png": "image/png", ".json": "application/json", ".txt": "text/plain; charset=utf-8", ".webp": "image/webp"}
 """What of a job's artifacts is shown as what it is; the rest is downloaded."""
 
 

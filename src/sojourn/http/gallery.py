@@ -91,6 +91,12 @@ class Count(BaseModel):
     count: int
 
 
+class Kept(BaseModel):
+    """What was made, or taken back."""
+
+    id: int
+
+
 def _picture(row: PictureRow) -> PictureOut:
     return PictureOut(**{name: getattr(row, name) for name in PictureOut.model_fields})
 
@@ -197,9 +203,9 @@ def collections(request: Request) -> list[CollectionOut]:
 
 
 @router.post("/api/v1/collections", responses=statuses(415))
-def collect(named: Named, request: Request) -> Count:
-    """Put pictures into a collection; it is made when there is none of this name. Its id, as `count`."""
-    return Count(count=site(request).studio.gallery.collect(owner(request), named.name, named.ids))
+def collect(named: Named, request: Request) -> Kept:
+    """Put pictures into a collection; it is made when there is none of this name."""
+    return Kept(id=site(request).studio.gallery.collect(owner(request), named.name, named.ids))
 
 
 @router.delete("/api/v1/collections/{id}", responses=statuses(404))
@@ -213,19 +219,19 @@ def scatter(id: Id, request: Request) -> Count:
 
 
 @router.post("/api/v1/ratings", status_code=201, responses=statuses(404, 415))
-def rate(rating: Rating, request: Request) -> Count:
-    """Rate a picture; the rating's id, as `count`."""
+def rate(rating: Rating, request: Request) -> Kept:
+    """Rate a picture."""
     ratings = site(request).studio.ratings
-    return Count(count=ratings.rate(owner(request), rating.kind, rating.picture, rating.value, rating.other))
+    return Kept(id=ratings.rate(owner(request), rating.kind, rating.picture, rating.value, rating.other))
 
 
 @router.delete("/api/v1/ratings/last", responses=statuses(404))
-def undo(request: Request) -> Count:
+def undo(request: Request) -> Kept:
     """Take your last rating back."""
     undone = site(request).studio.ratings.undo(owner(request))
     if undone is None:
         raise Refusal(404, "there is no rating to take back")
-    return Count(count=undone.id)
+    return Kept(id=undone.id)
 
 
 @router.get("/api/v1/ratings", responses=statuses())

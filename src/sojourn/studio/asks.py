@@ -6,7 +6,7 @@ import hashlib
 import secrets
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, field_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from sojourn import card, config, safefile
 from sojourn import prompt as grammar
@@ -28,7 +28,19 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,6
 Option = str | int | float | bool | None
 
 
-class GenerateAsk(Strict):
+class Ask(Strict):
+    """A request. None has a switch, so true and false are no numbers in it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_switches(cls, asked: Any) -> Any:
+        for name, value in asked.items() if isinstance(asked, dict) else ():
+            if isinstance(value, bool):
+                raise ValueError(f"{name} cannot be true or false")
+        return asked
+
+
+class GenerateAsk(Ask):
     """Pictures from words."""
 
     prompt: str = Field(max_length=TEXT_MAX)
@@ -58,7 +70,7 @@ class EditAsk(GenerateAsk):
     """How far from the source: 0 = the source itself, 1 = only the prompt."""
 
 
-class WriteAsk(Strict):
+class WriteAsk(Ask):
     """Text that goes on from a prompt."""
 
     prompt: str = Field("", max_length=TEXT_MAX)
@@ -83,7 +95,7 @@ class WriteAsk(Strict):
     """Texts before which it ends."""
 
 
-class PrepareAsk(Strict):
+class PrepareAsk(Ask):
     """A training set from an uploaded file or a folder of the machine."""
 
     to: Name
@@ -102,7 +114,7 @@ class PrepareAsk(Strict):
     """Licence of items that do not say their own."""
 
 
-class TrainAsk(Strict):
+class TrainAsk(Ask):
     """A training."""
 
     recipe: str = Field(max_length=4096)
@@ -117,7 +129,7 @@ class TrainAsk(Strict):
     """A stopped training whose run goes on. None = a new one."""
 
 
-class EvaluateAsk(Strict):
+class EvaluateAsk(Ask):
     """Packages measured against a set."""
 
     packages: list[Name] = Field(min_length=1, max_length=16)
@@ -131,7 +143,7 @@ class EvaluateAsk(Strict):
     """Steps of a walk. None = the package's."""
 
 
-ASKS: dict[str, type[Strict]] = {
+ASKS: dict[str, type[Ask]] = {
     "generate": GenerateAsk, "edit": EditAsk, "write": WriteAsk, "prepare": PrepareAsk, "train": TrainAsk,
     "evaluate": EvaluateAsk,
 }  # fmt: skip

@@ -338,6 +338,7 @@ class Work:
         folder = home() / "reports" / f"job-{job.id}"
         page = report.write(found, folder, f"{', '.join(ask.packages)} / {ask.data}")
         yield Artifact(name="report", path=str(page))
+        yield Artifact(name="scores", path=str(page.with_suffix(".json")))
         yield Done(path=str(page), text=ask.data)
 
 

@@ -1,11 +1,25 @@
-// Sets, trainings, their curves and sheets.
+// Sets, trainings with their curves and sheets, measurements.
 import { $, call, data, el, events, notice, t, told } from "/static/common.js";
 
 const runs = new Map();
 
-async function sets() {
+/** A select with these options; what was chosen stays so. */
+function fill(id, ...options) {
+  const was = $(id).value;
+  $(id).replaceChildren(...options);
+  if (options.some((option) => option.value === was)) $(id).value = was;
+}
+/** What there is to choose from; more comes with every job that is done. */
+async function choices() {
+  const packages = await call("GET", "/api/v1/models", undefined, true).catch(() => []);
+  const chosen = new Set(picked());
+  const measured = packages.filter((one) => one.can.some((verb) => ["sample", "embed"].includes(verb)));
+  $("evaluate-packages").replaceChildren(...measured.map(({ name }) => el("label", { class: "tick" }, el("input", { type: "checkbox", value: name, ...(chosen.has(name) && { checked: "" }) }), name)));
+  const judges = packages.filter((one) => one.can.includes("classify"));
+  fill("evaluate-judge", el("option", { value: "" }, t("the usual one, where it fits")), ...judges.map(({ name }) => el("option", {}, name)));
   const found = await call("GET", "/api/v1/sets", undefined, true).catch(() => []);
-  $("train-set").replaceChildren(el("option", { value: "" }, t("the recipe's")), ...found.map((name) => el("option", {}, name)));
+  fill("train-set", el("option", { value: "" }, t("the recipe's")), ...found.map((name) => el("option", {}, name)));
+  fill("evaluate-set", ...found.map((name) => el("option", {}, name)));
 }
 $("prepare").addEventListener("submit", async (event) => {
   event.preventDefault();
@@ -44,6 +58,36 @@ $("train").addEventListener("submit", async (event) => {
   if (job) show(job);
 });
 
+function picked() {
+  return [...document.querySelectorAll("#evaluate-packages input:checked")].map((box) => box.value);
+}
+$("evaluate").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const packages = picked();
+  if (!packages.length) return notice(t("Choose a package first."));
+  const request = { packages, data: $("evaluate-set").value, judge: $("evaluate-judge").value || null, count: Number($("evaluate-count").value) };
+  const job = await call("POST", "/api/v1/jobs", { kind: "evaluate", request }).catch(() => null);
+  if (job) show(job);
+});
+/** The scores of a measurement as a table, a column for each package, and its report to keep. */
+async function scores(held, event) {
+  const address = `/api/v1/jobs/${event.job}/artifacts/${event.sha256}`;
+  if (event.name === "report") {
+    held.report.replaceChildren(el("a", { class: "button", href: address, download: `${title(held.job)}.html` }, t("Report")));
+    return;
+  }
+  const found = await call("GET", address, undefined, true).catch(() => []);
+  const names = [...new Set(found.flatMap((one) => one.metrics.map((metric) => metric.name)))];
+  const cell = (metric) => el("td", {}, !metric ? "" : metric.low == null ? metric.value.toPrecision(4) : `${metric.value.toPrecision(4)} (${metric.low.toPrecision(3)} – ${metric.high.toPrecision(3)})`);
+  const head = el("tr", {}, el("th", { scope: "col" }, t("Score")), ...found.map((one) => el("th", { scope: "col" }, one.name)));
+  const rows = names.map((name) => el("tr", {}, el("th", { scope: "row" }, name), ...found.map((one) => cell(one.metrics.find((metric) => metric.name === name)))));
+  held.table.replaceChildren(el("table", {}, el("thead", {}, head), el("tbody", {}, ...rows)));
+}
+function title({ kind, request }) {
+  if (kind === "train") return `${request.recipe} → ${request.to}`;
+  return kind === "evaluate" ? `${request.packages.join(", ")} / ${request.data}` : `${t(kind)} → ${request.to}`;
+}
+
 function show(job) {
   if (runs.has(job.id)) return runs.get(job.id);
   const state = el("span", { class: "state" });
@@ -59,9 +103,10 @@ function show(job) {
   curve.style.display = "none";
   const which = el("small", { class: "hint" });
   const sheets = el("div", { class: "sheets" });
-  const what = job.kind === "train" ? `${job.request.recipe} → ${job.request.to}` : `${t(job.kind)} → ${job.request.to}`;
-  const held = { job, state, bar, stop, resume, curve, which, sheets, points: [] };
-  held.card = el("article", { class: "job", "data-job": job.id }, el("div", { class: "head" }, el("span", { class: "said" }, what), state, bar, stop, resume), curve, which, sheets);
+  const [table, report] = [el("div", { class: "scroll" }), el("p", { class: "hint" })];
+  const what = title(job);
+  const held = { job, state, bar, stop, resume, curve, which, sheets, table, report, points: [] };
+  held.card = el("article", { class: "job", "data-job": job.id }, el("div", { class: "head" }, el("span", { class: "said" }, what), state, bar, stop, resume), curve, which, sheets, table, report);
   runs.set(job.id, held);
   $("trainings").prepend(held.card);
   update(held, job.state, job.error);
@@ -89,13 +134,14 @@ function heard(kind, event) {
     const left = event.eta_s ? `, ${Math.ceil(event.eta_s / 60)} ${t("min left")}` : "";
     held.state.textContent = `${event.done.toLocaleString()} / ${event.total.toLocaleString()} ${t(event.unit)}${left}`;
   } else if (kind === "metric") draw(held, event);
+  else if (kind === "artifact" && event.sha256 && held.job.kind === "evaluate") scores(held, event);
   else if (kind === "sheet" && event.sha256) {
-    held.sheets.replaceChildren(el("img", { src: `/api/v1/jobs/${event.job}/artifacts/${event.sha256}`, alt: `${t("Samples of")} ${held.job.request.to}` }));
+    held.sheets.replaceChildren(el("img", { src: `/api/v1/jobs/${event.job}/artifacts/${event.sha256}`, alt: `${t("Samples of")} ${title(held.job)}` }));
   } else if (["done", "failed", "cancelled", "queued", "again"].includes(kind)) {
     update(held, kind === "again" ? "queued" : kind, event);
     if (kind === "done") {
-      notice(`${held.job.request.to}: ${t("done")}`);
-      sets();
+      notice(`${title(held.job)}: ${t("done")}`);
+      choices();
     }
   }
 }
@@ -117,9 +163,9 @@ function draw(held, event) {
 async function begin() {
   recipes = await call("GET", "/api/v1/recipes", undefined, true).catch(() => ({}));
   fields();
-  await sets();
+  await choices();
   const found = await call("GET", "/api/v1/jobs?limit=100", undefined, true).catch(() => []);
-  for (const job of found.filter((one) => ["train", "prepare"].includes(one.kind)).slice(0, 12).reverse()) {
+  for (const job of found.filter((one) => ["train", "prepare", "evaluate"].includes(one.kind)).slice(0, 12).reverse()) {
     show(job);
     replay(job);
   }
@@ -128,7 +174,7 @@ async function begin() {
 function replay(job) {
   const source = new EventSource(`/api/v1/jobs/${job.id}/events`);
   const until = Date.now();
-  for (const kind of ["metric", "sheet", "progress"]) source.addEventListener(kind, (event) => heard(kind, JSON.parse(event.data)));
+  for (const kind of ["metric", "sheet", "progress", "artifact"]) source.addEventListener(kind, (event) => heard(kind, JSON.parse(event.data)));
   source.onerror = () => source.close();
   setTimeout(() => source.close(), 3000 + until - Date.now());
 }
@@ -138,5 +184,5 @@ events(heard, async () => {
     if (job) update(held, job.state, job.error);
   }
 });
-if (data.scope === "generate") $("train").hidden = $("prepare").hidden = true;
+if (data.scope === "generate") for (const id of ["train", "prepare", "evaluate"]) $(id).hidden = true;
 begin();
