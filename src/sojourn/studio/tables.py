@@ -143,6 +143,7 @@ class PictureRow(Base):
         Index("pictures_starred", "owner", "stars", "id", sqlite_where=text("stars > 0"),
               postgresql_where=text("stars > 0")),
         Index("pictures_blob", "sha256"),
+        Index("pictures_unseen", "id", sqlite_where=text("vector IS NULL"), postgresql_where=text("vector IS NULL")),
         NUMBERED,
     )  # fmt: skip
 

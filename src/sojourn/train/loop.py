@@ -31,7 +31,7 @@ from sojourn.train.gradient import Crew, Diverged, Sums, Update, accumulate, com
 from sojourn.train.metrics import held_out
 from sojourn.train.optim import Optimizers, average, schedule
 from sojourn.train.record import Record
-from sojourn.train.room import check_disk, is_out_of_memory, keep_memory, micro_batch
+from sojourn.train.room import check_disk, is_out_of_memory, keep_memory, micro_batch, multiplies_bf16
 from sojourn.train.sheet import draw_sheet
 from sojourn.types import Batch
 
@@ -103,6 +103,8 @@ class Run:
         if found is not None:
             self.restore(*found)
             yield Log(text=f"resumed at {self.seen:,} samples")
+        elif self.config.precision == "fp32" and self.family.bf16 and multiplies_bf16():
+            yield Log(text="this processor multiplies bf16: with precision=bf16 it may train twice as fast")
         check_disk(self.folder, self.tensors(), self.config)
         if not self.micro:
             self.micro = micro_batch(self.family, self.phases, self.feed, self.config)

@@ -110,3 +110,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed."""
     words = str(error)
     return isinstance(error, MemoryError) or "allocate memory" in words or "out of memory" in words
+
+
+def multiplies_bf16() -> bool:
+    """Whether the processor has products of bf16, with sums in fp32."""
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
