@@ -21,6 +21,7 @@ from starlette.testclient import TestClient
 import sojourn
 from sojourn import card
 from sojourn.picture import png
+from sojourn.studio import process
 from sojourn.studio.keys import Keys
 from sojourn.studio.studio import Studio
 
@@ -283,7 +284,7 @@ def test_a_late_word_is_refused(client: tuple[TestClient, Studio]) -> None:
         ("failed", {"error": {}, "expected": True}),
         ("cancelled", {}),
         ("back", {}),
-        ("packages", {"sha256": "0" * 64}),
+        ("packages", {"pieces": ["0" * 64]}),
     ):
         answer = web.post(f"/api/v1/workers/{path}", json={"job": job.id, "token": 1, **more})
         assert (answer.status_code, answer.json()["error"]["code"]) == (409, "fenced"), path
@@ -335,21 +336,62 @@ def test_only_what_it_trains_for_is_kept(client: tuple[TestClient, Studio]) -> N
     job = studio.ask("generate", {"prompt": "a red heart --n 1"})
     (mine,) = web.post(f"/api/v1/workers/{me}/claims", json={}).json()
     sha256 = studio.blobs.put(b"no zip")
-    told = {"job": job.id, "token": mine["token"], "sha256": sha256}
+    told = {"job": job.id, "token": mine["token"], "pieces": [sha256]}
     assert web.post("/api/v1/workers/packages", json=told).status_code == 400
     studio.jobs.bury(me, "over")
     me = enlisted(web)
     job = studio.ask("train", {"recipe": "dcgan", "to": "mine"}, priority=9)
     (mine,) = web.post(f"/api/v1/workers/{me}/claims", json={}).json()
     assert mine["id"] == job.id
-    told = {"job": job.id, "token": mine["token"], "sha256": sha256}
+    told = {"job": job.id, "token": mine["token"], "pieces": [sha256]}
     assert web.post("/api/v1/workers/packages", json=told).status_code == 400
-    told["sha256"] = "b" * 64
+    told["pieces"] = ["b" * 64]
     assert web.post("/api/v1/workers/packages", json=told).status_code == 409
     archive = web.get("/api/v1/workers/packages/emoji").content
-    told["sha256"] = studio.blobs.put(archive)
+    half = len(archive) // 2
+    told["pieces"] = [studio.blobs.put(archive[:half]), studio.blobs.put(archive[half:])]
     assert web.post("/api/v1/workers/packages", json=told).status_code == 201
     assert card.find("mine", paths=False).name == "mine"
+
+
+def test_what_it_says_of_an_error_is_not_filled_in_blindly(client: tuple[TestClient, Studio]) -> None:
+    web, studio = client
+    me = enlisted(web)
+    job = studio.ask("generate", {"prompt": "a red heart --n 1"})
+    (mine,) = web.post(f"/api/v1/workers/{me}/claims", json={}).json()
+    wide = {"type": "SystemExit", "template": "{what:>999999999}", "fields": {"what": "x"}}
+    told = {"job": job.id, "token": mine["token"], "error": wide, "expected": True}
+    assert web.post("/api/v1/workers/failed", json=told).status_code == 200
+    assert web.get(f"/api/v1/jobs/{job.id}").json()["error"]["template"] == "{what}"
+
+
+def test_this_machines_workers_are_its_own(client: tuple[TestClient, Studio]) -> None:
+    web, studio = client
+    own = studio.jobs.enlist(process.here(), os.getpid(), "x", ["interactive"])
+    assert web.delete(f"/api/v1/workers/{own}").status_code == 403
+    assert web.delete(f"/api/v1/workers/{enlisted(web)}").json() == {"kept": True}
+
+
+def test_many_bytes_at_once_are_for_workers(client: tuple[TestClient, Studio]) -> None:
+    web, studio = client
+    key = Keys(studio.store).add("bob", "generate")
+    time.sleep(1.1)
+    big = b'{"a": "' + b"x" * (2 << 20) + b'"}'
+    headers = {"Authorization": f"Bearer {key}", "content-type": "application/json"}
+    assert web.post("/api/v1/workers/report", content=big, headers=headers).status_code == 413
+
+
+def test_a_key_that_is_taken_back_ends_the_worker(server: Served, keys: dict[str, str], house: Path) -> None:
+    far = Far(server.url, keys["far"], house / "elsewhere", "background")
+    deadline = time.monotonic() + 60
+    while "waits for jobs" not in far.said():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    with Studio() as studio:
+        Keys(studio.store).remove("far")
+    assert far.process.wait(30) != 0
+    assert "Traceback" not in far.said()
+    assert "no key" in far.said()
 
 
 @pytest.mark.parametrize("name", ["../home", "..", ".hidden", "a/b", "%2e%2e%2fhome", "nothing"])

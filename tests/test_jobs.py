@@ -59,6 +59,38 @@ def kinds(jobs: Jobs, job: int) -> list[str]:
     return [event.kind for event in jobs.events(job=job)]
 
 
+# Where it is done
+
+
+def test_a_job_is_done_where_its_files_are(jobs: Jobs) -> None:
+    """While there is a worker for it; without one another machine may, but no set is made elsewhere."""
+
+    def worker(host: str, *lanes: str) -> int:
+        return jobs.enlist(host, os.getpid(), str(born(os.getpid())), lanes)
+
+    def next_of(worker: int) -> list[int]:
+        return [job.id for job in jobs.claim(worker, ["interactive", "background"])]
+
+    here, there = worker("a/1", "interactive", "background"), worker("b/2", "background")
+    keeper = worker("b/2", "keeps background")
+    training = jobs.submit("ann", "train", {}, place="b/2")
+    assert next_of(here) == []
+    assert next_of(there) == [training.id]
+    jobs.bury(there, "it died")
+    assert jobs.get(training.id).place == "b/2"
+    assert next_of(here) == [], "its worker is started again"
+    jobs.bury(keeper, "it was stopped")
+    other = worker("b/2", "interactive")
+    (mine,) = jobs.claim(here, ["background"])
+    assert mine.id == training.id, "nobody there does trainings any more"
+    jobs.finish(mine, {})
+    assert jobs.get(training.id).place == "a/1", "it goes on here from now on"
+    jobs.bury(other, "it was stopped")
+    made = jobs.submit("ann", "prepare", {}, place="c/3")
+    assert next_of(here) == []
+    assert next_of(worker("c/3", "background")) == [made.id]
+
+
 # The row is the truth
 
 

@@ -85,6 +85,10 @@ class StoreError(SojournError):
     """The studio's database cannot be used."""
 
 
+class Forbidden(SojournError):
+    """A server does not let us in, or not do this."""
+
+
 class OutOfRoom(SojournError):
     """Disk or memory is not enough."""
 
@@ -103,6 +107,11 @@ def translate(template: str, lang: str | None = None) -> str:
     if (lang or language()) != "zh":
         return template
     return _catalogue().get(template, template)
+
+
+def known(template: str) -> bool:
+    """Whether it is a message of ours."""
+    return template in _catalogue()
 
 
 @cache

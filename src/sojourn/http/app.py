@@ -109,7 +109,7 @@ def _metrics(studio: Studio) -> str:
     lines += ["# HELP sojourn_workers Workers alive by lane.", "# TYPE sojourn_workers gauge"]
     lanes: dict[str, int] = {}
     for row in studio.jobs.workers():
-        for lane in filter(None, row.lanes.split(",")):
+        for lane in set(row.lanes.split(",")) & {"interactive", "background"}:
             lanes[lane] = lanes.get(lane, 0) + 1
     lines += [f'sojourn_workers{{lane="{lane}"}} {count}' for lane, count in sorted(lanes.items())]
     lines += ["# HELP sojourn_time_seconds Time of the server.", "# TYPE sojourn_time_seconds gauge"]

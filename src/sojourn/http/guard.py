@@ -42,7 +42,7 @@ OPEN = {"/health"}
 """Routes for everyone."""
 DOORS = {"/login", "/static", "/v1/files"}
 """What is needed to come in, the page to log in and its files; and addresses of pictures that are keys themselves."""
-WORKERS = "/api/v1/workers"
+WORKERS = "/api/v1/workers/"
 DEPTH = 64
 """How deep a JSON body may nest."""
 
@@ -53,8 +53,6 @@ class Limits:
 
     json_bytes: int = 1 << 20
     upload_bytes: int = 64 << 20
-    package_bytes: int = 16 << 30
-    """Of a worker's upload: what it trained."""
     body_s: float = 15.0
     """Seconds a body may take, and one more for each slowest_bytes of it."""
     slowest_bytes: int = 16 << 10
@@ -236,11 +234,9 @@ class Guard:
         as_json = kind == "application/json" or kind.endswith("+json")
         upload = kind == "multipart/form-data" or scope["method"] == "PUT"
         most = self.limits.upload_bytes if upload else self.limits.json_bytes
-        if scope["path"].startswith(WORKERS):
-            most = self.limits.upload_bytes  # previews of many pictures
         caller = scope["state"]["caller"]
-        if upload and caller is not None and caller.scope == "worker":
-            most = self.limits.package_bytes
+        if scope["path"].startswith(WORKERS) and caller is not None and caller.may("worker"):
+            most = self.limits.upload_bytes  # previews of many pictures
         length = headers.first("content-length")
         if length and headers.first("transfer-encoding"):  # a proxy may see another end of the body than we do
             raise Denied(400, "the body has two lengths", headers={"connection": "close"})
@@ -258,7 +254,9 @@ class Guard:
             data += message.get("body", b"")
             if not message.get("more_body"):
                 break
-        if data:
+        if len(data) > self.limits.json_bytes:
+            await run_in_threadpool(_check_json, bytes(data))
+        elif data:
             _check_json(bytes(data))
         return _replayed(bytes(data), receive)
 

@@ -261,11 +261,12 @@ def families() -> list[str]:
 
 @router.put("/api/v1/blobs/{sha256}", status_code=201, responses=statuses(409), openapi_extra=BYTES)
 async def put_blob(sha256: Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")], request: Request) -> Upload:
-    """Keep bytes by their sha256: a zip to prepare, a picture to edit. 64 MiB at most; of a worker 16 GiB."""
+    """Keep bytes by their sha256: a zip to prepare, a picture to edit. 64 MiB at most."""
     here = site(request)
     here.need(request, "generate", "worker")
     found, size = hashlib.sha256(), 0
-    with tempfile.TemporaryFile() as spool:  # not in memory: there may be many at once
+    here.studio.blobs.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=here.studio.blobs.folder) as spool:  # not in memory: there may be many at once
         async for piece in request.stream():
             found.update(piece)
             size += spool.write(piece)

@@ -19,9 +19,10 @@ from sojourn import package as packages
 from sojourn.card import home
 from sojourn.errors import SojournError
 from sojourn.http.answers import Refusal, statuses
-from sojourn.http.native import BINARY, Id
+from sojourn.http.native import BINARY, Id, Name
 from sojourn.http.site import Site, site
-from sojourn.studio.asks import SEEDS, Name, Sha256, TrainAsk
+from sojourn.studio import process
+from sojourn.studio.asks import Sha256, TrainAsk
 from sojourn.studio.ledger import Fenced, Job
 from sojourn.studio.tables import PictureRow
 
@@ -81,6 +82,12 @@ class Claimed(BaseModel):
     ended: float | None
 
 
+class Whose(BaseModel):
+    """What tells this studio from others."""
+
+    place: str
+
+
 class Stops(BaseModel):
     """Jobs of this worker that are to stop."""
 
@@ -123,7 +130,7 @@ class Drawn(Body):
     words: str = Field(max_length=20_000)
     model: str = Field(max_length=64)
     style: str | None = Field(None, max_length=100)
-    seed: int = Field(ge=0, le=2 * SEEDS)
+    seed: int = Field(ge=0, le=2**63 - 1)
     recipe: dict[str, Any]
 
 
@@ -139,8 +146,8 @@ class Walked(Body):
 
 
 class Made(About):
-    sha256: Sha256
-    """Of the exported package, sent before."""
+    pieces: list[Sha256] = Field(min_length=1, max_length=1024)
+    """Of the exported package, in order, sent before."""
 
 
 class SetFile(BaseModel):
@@ -185,6 +192,13 @@ def enlist(asked: Enlisting, request: Request) -> Enlisted:
     return Enlisted(id=_here(request).studio.jobs.enlist(asked.host, asked.pid, asked.born, lanes))
 
 
+@router.get("/studio", responses=statuses())
+def studio(request: Request) -> Whose:
+    """Which studio this is: a worker keeps a mirror for each."""
+    _here(request)
+    return Whose(place=process.here())
+
+
 @router.post("/{id}/claims", responses=statuses(404, 409, 415))
 def claim(id: Id, asked: Claim, request: Request) -> list[Claimed]:
     """The next job of the worker's lanes, with others that go along in its walk."""
@@ -211,7 +225,10 @@ def beat(id: Id, request: Request) -> Stops:
 @router.delete("/{id}", responses=statuses(404))
 def leave(id: Id, request: Request) -> Kept:
     """End: what the worker had waits again."""
-    return Kept(kept=_here(request).studio.jobs.bury(id, "it was stopped") is not None)
+    jobs = _here(request).studio.jobs
+    if any(row.id == id and row.host == process.here() for row in jobs.workers()):
+        raise Refusal(403, "workers of this machine end with it", code="permission_denied")
+    return Kept(kept=jobs.bury(id, "it was stopped") is not None)
 
 
 @router.get("/rings", responses=statuses())
@@ -241,12 +258,14 @@ def report(asked: Report, request: Request) -> Kept:
 def failed(asked: Failed, request: Request) -> Kept:
     """A job cannot be done; what was not expected is tried again."""
     here = _here(request)
+    template, fields = str(asked.error.get("template"))[:1000], asked.error.get("fields")
     kind = getattr(errors, str(asked.error.get("type")), SojournError)
     kind = kind if isinstance(kind, type) and issubclass(kind, SojournError) else SojournError
-    fields = asked.error.get("fields")
-    error = kind("{what}", what="the job failed")
-    error.template = str(asked.error.get("template"))[:1000]
-    error.fields = {str(name): str(value) for name, value in fields.items()} if isinstance(fields, dict) else {}
+    error = kind("{what}", what=template)
+    if (template == "{what}" or errors.known(template)) and isinstance(
+        fields, dict
+    ):  # one of ours: it is filled in when it is told
+        error.template, error.fields = template, {str(name): str(value)[:2000] for name, value in fields.items()}
     with _held():
         here.studio.jobs.fail(_job(here, asked), error, unforeseen=not asked.expected)
     return Kept()
@@ -298,13 +317,11 @@ def _held() -> Iterator[None]:
 
 
 @router.get("/packages/{name}", responses={**statuses(404), **BINARY}, response_class=FileResponse)
-def package(name: Annotated[Name, Path()], request: Request) -> FileResponse:
+def package(name: Name, request: Request) -> FileResponse:
     """A package as `sojourn export` writes it."""
     _here(request)
     folder = card.find(name, paths=False)
-    place = home() / "cache"
-    place.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(prefix=".export-", suffix=".zip", dir=place, delete=False) as file:
+    with tempfile.NamedTemporaryFile(prefix=".export-", suffix=".zip", dir=_place(), delete=False) as file:
         made = File(file.name)
     try:
         packages.export(folder, made)
@@ -321,15 +338,22 @@ def keep_package(asked: Made, request: Request) -> Kept:
     job = _job(here, asked)
     if job.kind != "train":
         raise Refusal(400, "job {id} is no training", param="job", id=job.id)
-    path = here.studio.blobs.path(asked.sha256)
-    if not path.is_file():
-        raise Refusal(409, "the bytes of the package were not sent", param="sha256")
-    packages.import_(path, name=TrainAsk.model_validate(job.request).to, replace=True)
+    blobs = here.studio.blobs
+    with tempfile.TemporaryDirectory(prefix=".joined-", dir=_place()) as folder:
+        archive = File(folder) / "package.zip"
+        with archive.open("wb") as whole:
+            for piece in asked.pieces:
+                if not blobs.has(piece):
+                    raise Refusal(409, "the bytes of the package were not sent", param="pieces")
+                whole.write(blobs.get(piece))
+        packages.import_(archive, name=TrainAsk.model_validate(job.request).to, replace=True)
+    for piece in set(asked.pieces):
+        blobs.drop(piece)  # no row names them
     return Kept()
 
 
 @router.get("/sets/{name}", responses=statuses(404))
-def set_files(name: Annotated[Name, Path()], request: Request) -> list[SetFile]:
+def set_files(name: Name, request: Request) -> list[SetFile]:
     """The files of a training set."""
     _here(request)
     out = []
@@ -340,15 +364,20 @@ def set_files(name: Annotated[Name, Path()], request: Request) -> list[SetFile]:
 
 
 @router.get("/sets/{name}/{file}", responses={**statuses(404), **BINARY}, response_class=FileResponse)
-def set_file(
-    name: Annotated[Name, Path()], file: Annotated[str, Path(max_length=100)], request: Request
-) -> FileResponse:
+def set_file(name: Name, file: Annotated[str, Path(max_length=100)], request: Request) -> FileResponse:
     """One of them."""
     _here(request)
     for path in _files(name):
         if path.name == file:
             return FileResponse(path, media_type="application/octet-stream")
     raise Refusal(404, "there is no such file")
+
+
+def _place() -> File:
+    """Where archives lie for a while."""
+    place = home() / "uploads"
+    place.mkdir(parents=True, exist_ok=True)
+    return place
 
 
 def _files(name: str) -> list[File]:

@@ -7,15 +7,16 @@ studio's: packages and sets are fetched by name before a job needs them, and wha
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import re
+import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -25,8 +26,8 @@ from sojourn import package as packages
 from sojourn import prompt as grammar
 from sojourn.card import home
 from sojourn.engine import Model
-from sojourn.errors import InvalidInput, NotFound, SojournError, StoreError
-from sojourn.schema import Done, Event, Log
+from sojourn.errors import Forbidden, InvalidInput, NotFound, SojournError, StoreError
+from sojourn.schema import Done, Event, Log, Progress
 from sojourn.studio.asks import EvaluateAsk, GenerateAsk, TrainAsk
 from sojourn.studio.blobs import Blobs
 from sojourn.studio.jobs import Done as Ended
@@ -35,11 +36,17 @@ from sojourn.studio.tables import PictureRow
 from sojourn.studio.work import Work
 from sojourn.studio.worker import Worker
 
-log = logging.getLogger("sojourn.studio")
+T = TypeVar("T")
 KEY = "SOJOURN_KEY"
 """Environment variable with the worker's key: a command line would show it to others."""
 PATIENCE_S = 120.0
 """How long a server that does not answer is asked again before a job is given up."""
+BEAT_WAIT_S = 5.0
+"""How long a sign of life may take: less than the lease, so that one lost line is not the end."""
+BYTES_WAIT_S = 600.0
+"""How long a server may be silent about bytes, while it packs, checks or syncs them."""
+PIECE_BYTES = 32 << 20
+"""A package is sent in pieces of so many bytes."""
 PICTURE = ("row", "sha256", "width", "height", "words", "model", "style", "seed", "recipe")
 """Columns of a picture that its worker knows."""
 
@@ -51,79 +58,108 @@ class Far:
         if not re.fullmatch(r"https?://[^/?#\s]+/?", url):
             raise InvalidInput('"{url}" is no server; write http://HOST:PORT', url=safefile.printable(url))
         self.url = url.rstrip("/")
+        self.closing = threading.Event()
+        """Set: nothing is waited for any more."""
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.Client(base_url=self.url, headers=headers, timeout=httpx.Timeout(60.0, connect=5.0))
 
-    def ask(self, method: str, path: str, body: Any = None, patience_s: float = PATIENCE_S, **more: Any) -> Any:
-        """What the server answers, as data. Asked again for patience_s while it is away.
+    def ask(
+        self, method: str, path: str, body: Any = None, *, patience_s: float = PATIENCE_S, wait_s: float = 60.0,
+        query: dict[str, Any] | None = None,
+    ) -> Any:  # fmt: skip
+        """What the server answers, as data. Asked again for patience_s while it is away, each time for wait_s at most.
 
-        Raises Fenced, NotFound, InvalidInput for what it refuses, StoreError where it stays away.
+        Raises Fenced, NotFound, Forbidden, InvalidInput for what it refuses, StoreError where it stays away.
         """
-        return self._tried(lambda: self._http.request(method, path, json=body, **more), patience_s).json()
 
-    def send(self, sha256: str, source: Path) -> None:
-        """A file's bytes, to be kept."""
+        def once() -> Any:
+            answer = self._http.request(method, path, json=body, params=query, timeout=_timeout(wait_s))
+            _check(answer)
+            return answer.json()
 
-        def put() -> httpx.Response:
-            with source.open("rb") as file:
-                return self._http.put(f"/api/v1/blobs/{sha256}", content=file, headers=_sized(source))
+        return self._tried(once, patience_s)
 
-        self._tried(put)
+    def send(self, data: bytes) -> str:
+        """Bytes, to be kept; their sha256."""
+        name = hashlib.sha256(data).hexdigest()
+        headers = {"Content-Type": "application/octet-stream"}
 
-    def fetch(self, path: str, target: Path) -> None:
-        """A file, to `target`: whole or not at all."""
+        def once() -> None:
+            path = f"/api/v1/blobs/{name}"
+            _check(self._http.put(path, content=data, headers=headers, timeout=_timeout(BYTES_WAIT_S)))
 
-        def get() -> httpx.Response:
-            with self._http.stream("GET", path) as answer:
-                if answer.status_code != 200:
+        self._tried(once)
+        return name
+
+    def fetch(self, path: str, target: Path, sha256: str | None = None) -> None:
+        """A file, to `target`: whole or not at all, and with this sha256."""
+        part = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}.part")
+
+        def once() -> None:
+            found = hashlib.sha256()
+            with self._http.stream("GET", path, timeout=_timeout(BYTES_WAIT_S)) as answer:
+                if not answer.is_success:
                     answer.read()
-                    return answer
+                    _check(answer)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                part = target.with_name(f".{target.name}.part")
                 with safefile.writing(target), part.open("wb") as file:
                     for piece in answer.iter_bytes():
+                        if self.closing.is_set():
+                            raise StoreError("the server {url} does not answer: {why}", url=self.url, why="the end")
                         file.write(piece)
-                os.replace(part, target)
-                return answer
+                        found.update(piece)
+            if sha256 is not None and found.hexdigest() != sha256:
+                raise ValueError("other bytes")
+            os.replace(part, target)
 
-        self._tried(get)
+        try:
+            self._tried(once)
+        finally:
+            part.unlink(missing_ok=True)
 
     def close(self) -> None:
         self._http.close()
 
-    def _tried(self, once: Callable[[], httpx.Response], patience_s: float = PATIENCE_S) -> httpx.Response:
-        begun, pause = time.monotonic(), 0.2
+    def _tried(self, once: Callable[[], T], patience_s: float = PATIENCE_S) -> T:
+        """What `once` gives, tried again while the server is away; the clock begins with the first failure."""
+        since, pause = None, 0.2
         while True:
             try:
-                answer = once()
-                if answer.status_code < 500 and answer.status_code != 429:
-                    return _well(answer)
-                why = f"{answer.status_code}"
-            except httpx.HTTPError as error:
-                why = type(error).__name__
-            if time.monotonic() - begun + pause > patience_s:
+                return once()
+            except SojournError:
+                raise
+            except (httpx.HTTPError, _Away, ValueError, KeyError, TypeError) as error:  # an answer that makes no sense
+                why = str(error) if isinstance(error, _Away) else type(error).__name__
+            since = since or time.monotonic()
+            if self.closing.is_set() or time.monotonic() - since + pause > patience_s:
                 raise StoreError("the server {url} does not answer: {why}", url=self.url, why=why)
-            time.sleep(pause)
+            self.closing.wait(pause)
             pause = min(2 * pause, 5.0)
 
 
-def _well(answer: httpx.Response) -> httpx.Response:
+class _Away(Exception):
+    """Not now."""
+
+
+def _timeout(wait_s: float) -> httpx.Timeout:
+    return httpx.Timeout(wait_s, connect=5.0)
+
+
+def _check(answer: httpx.Response) -> None:
+    """Raises for an answer that is no success."""
     if answer.is_success:
-        return answer
-    try:
-        error = answer.json()["error"]
-        code, what = str(error.get("code")), str(error["message"])
-    except (ValueError, KeyError, TypeError, AttributeError):
-        code, what = "", f"HTTP {answer.status_code}"
-    if code == "fenced":
+        return
+    if answer.status_code >= 500 or answer.status_code in (408, 429):
+        raise _Away(f"HTTP {answer.status_code}")
+    error = answer.json()["error"]
+    if error.get("code") == "fenced":
         raise Fenced
+    what = str(error["message"])
+    if answer.status_code in (401, 403):
+        raise Forbidden("the server says: {what}", what=what)
     if answer.status_code == 404:
         raise NotFound("the server says: {what}", what=what)
     raise InvalidInput("the server says: {what}", what=what)
-
-
-def _sized(source: Path) -> dict[str, str]:
-    return {"Content-Type": "application/octet-stream", "Content-Length": str(source.stat().st_size)}
 
 
 class FarJobs:
@@ -135,19 +171,21 @@ class FarJobs:
 
     def enlist(self, host: str, pid: int, born: str, lanes: Sequence[str]) -> int:
         body = {"host": host, "pid": pid, "born": born, "lanes": list(lanes)}
-        return int(self.far.ask("POST", "/api/v1/workers", body, 0.0)["id"])
+        return int(self.far.ask("POST", "/api/v1/workers", body, patience_s=0.0)["id"])
 
     def claim(self, worker: int, lanes: Sequence[str], room: int = 1, batch: str | None = None) -> list[Job]:
         body = {"room": room, "batch": batch}
-        return [Job(**given) for given in self.far.ask("POST", f"/api/v1/workers/{worker}/claims", body, 0.0)]
+        found = self.far.ask("POST", f"/api/v1/workers/{worker}/claims", body, patience_s=0.0)
+        return [Job(**given) for given in found]
 
     def beat(self, worker: int) -> set[int]:
-        return set(self.far.ask("POST", f"/api/v1/workers/{worker}/beats", {}, 0.0)["stops"])
+        found = self.far.ask("POST", f"/api/v1/workers/{worker}/beats", {}, patience_s=0.0, wait_s=BEAT_WAIT_S)
+        return set(found["stops"])
 
     stopped = beat
 
     def bury(self, worker: int, why: str) -> None:
-        self.far.ask("DELETE", f"/api/v1/workers/{worker}", None, 1.0)
+        self.far.ask("DELETE", f"/api/v1/workers/{worker}", patience_s=1.0, wait_s=BEAT_WAIT_S)
 
     def report(self, job: Job, kind: str, data: dict[str, Any]) -> None:
         self._tell(job, "report", {"kind": kind, "data": data})
@@ -188,9 +226,10 @@ class FarJobs:
         """What was rung since the last call, once something was; empty after timeout_s, or while it is away."""
         query = {"after": self._rung, "wait_s": timeout_s}
         try:
-            found = self.far.ask("GET", "/api/v1/workers/rings", None, 0.0, params=query)
-        except (SojournError, Fenced):
-            time.sleep(timeout_s)
+            wait_s = timeout_s + BEAT_WAIT_S
+            found = self.far.ask("GET", "/api/v1/workers/rings", query=query, patience_s=0.0, wait_s=wait_s)
+        except SojournError:
+            self.far.closing.wait(timeout_s)
             return set()
         self._rung = int(found["at"])
         return set(found["words"])
@@ -207,17 +246,17 @@ class FarBlobs(Blobs):
         self.far = far
 
     def put(self, data: bytes) -> str:
-        name = super().put(data)
-        self.far.send(name, self.path(name))
-        return name
+        return self.far.send(data)
 
     def get(self, name: str) -> bytes:
         if not self.has(name):
-            self.far.fetch(f"/api/v1/blobs/{name}", path := self.path(name))
-            if hashlib.sha256(path.read_bytes()).hexdigest() != name:
-                path.unlink()
-                raise StoreError('the server gave other bytes than "{name}"', name=name)
+            self.far.fetch(f"/api/v1/blobs/{name}", self.path(name), name)
         return super().get(name)
+
+    def sweep(self) -> None:
+        """Forget what was fetched a day ago."""
+        for name in list(self.names(DAY_S)):
+            self.drop(name, DAY_S)
 
 
 class FarWork(Work):
@@ -259,6 +298,7 @@ class FarWork(Work):
             self.bring(ask.start)
         for event in super().train(job):
             if isinstance(event, Done):
+                yield Log(text=f"sending the package {ask.to}")
                 self.send(ask.to, job)
             yield event
 
@@ -270,46 +310,63 @@ class FarWork(Work):
         yield from super().evaluate(job)
 
     def bring(self, name: str) -> None:
-        """Have the studio's package of this name in the mirror. Raises NotFound."""
-        whole = quote(name.partition("/")[0], safe="")
-        theirs = self.far.ask("GET", f"/api/v1/models/{whole}")["identity"]
+        """Have the studio's package of this name in the mirror. Raises NotFound, and forgets what it had."""
+        whole = name.partition("/")[0]
+        address = quote(whole, safe="")
+        mine = home() / "models" / whole
+        try:
+            theirs = self.far.ask("GET", f"/api/v1/models/{address}")["identity"]
+        except NotFound:
+            if mine.parent == home() / "models" and (mine / "card.json").is_file():
+                shutil.rmtree(mine)
+            raise
         with suppress(SojournError):
             if card.read(card.find(whole, paths=False), verify=False).identity == theirs:
                 return
         with tempfile.TemporaryDirectory(prefix=".fetched-", dir=_made(home())) as folder:
             archive = Path(folder) / "package.zip"
-            self.far.fetch(f"/api/v1/workers/packages/{whole}", archive)
+            self.far.fetch(f"/api/v1/workers/packages/{address}", archive)
             packages.import_(archive, name=whole, replace=True)
 
     def bring_set(self, name: str) -> Iterator[Event]:
         """Have the studio's set of this name in the mirror; one that it has not is left to be built here."""
-        try:
-            files = self.far.ask("GET", f"/api/v1/workers/sets/{name}")
-        except NotFound:
-            return
-        target = home() / "sets" / name
-        mark = safefile.canonical({"files": files})
-        with suppress(OSError):
-            if (target / MARK).read_bytes() == mark:
+        address, target = f"/api/v1/workers/sets/{quote(name, safe='')}", home() / "sets" / name
+        for _ in range(TRIES):
+            try:
+                files = self.far.ask("GET", address)
+            except NotFound:
+                if (target / MARK).is_file():
+                    shutil.rmtree(target)
                 return
-        yield Log(text=f"fetching the set {name}")
-        with safefile.new_folder(target) as part:
-            for file in files:
-                self.far.fetch(f"/api/v1/workers/sets/{name}/{file['name']}", part / file["name"])
-            (part / MARK).write_bytes(mark)
+            mark = safefile.canonical({"files": files})
+            with suppress(OSError):
+                if (target / MARK).read_bytes() == mark:
+                    return
+            with suppress(NotFound), safefile.new_folder(target) as part:
+                for at, file in enumerate(files):
+                    yield Progress(done=at, total=len(files), unit="files", text=f"fetching the set {name}")
+                    self.far.fetch(f"{address}/{quote(file['name'], safe='')}", part / file["name"])
+                if self.far.ask("GET", address) != files:
+                    continue  # it was made anew meanwhile
+                (part / MARK).write_bytes(mark)
+        if not (target / MARK).is_file():
+            raise StoreError('the set "{name}" changes while it is fetched', name=name)
 
     def send(self, name: str, job: Job) -> None:
         """Give the studio a package that was made here for this job."""
         with tempfile.TemporaryDirectory(prefix=".sent-", dir=_made(home())) as folder:
-            archive = packages.export(name, Path(folder) / "package.zip")
+            archive = packages.export(home() / "models" / name, Path(folder) / "package.zip")
             with archive.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            self.far.send(sha256, archive)
-        self.far.ask("POST", "/api/v1/workers/packages", {"job": job.id, "token": job.token, "sha256": sha256})
+                pieces = [self.far.send(piece) for piece in iter(lambda: file.read(PIECE_BYTES), b"")]
+        told = {"job": job.id, "token": job.token, "pieces": pieces}
+        self.far.ask("POST", "/api/v1/workers/packages", told, wait_s=BYTES_WAIT_S)
 
 
 MARK = "fetched.json"
 """In a set of the mirror: which files of the studio it was made of."""
+TRIES = 3
+"""Times that a set is fetched that changes meanwhile."""
+DAY_S = 86_400.0
 
 
 def _made(folder: Path) -> Path:
@@ -323,12 +380,17 @@ class FarWorker(Worker):
     jobs: Any
 
     def make(self) -> Work:
-        return FarWork(self.jobs.far, self.jobs, lambda: self._stops, self.closing.is_set)
+        work = FarWork(self.jobs.far, self.jobs, lambda: self._stops, self.closing.is_set)
+        work.blobs.sweep()
+        return work
 
 
 def far_worker(url: str, lanes: Sequence[str]) -> FarWorker:
     """A worker of the studio at `url`, with the key in $SOJOURN_KEY. From here on home() is the mirror's folder."""
     far = Far(url, os.environ.get(KEY))
-    os.environ["SOJOURN_HOME"] = str(home() / "mirrors" / re.sub(r"[^\w.-]", "_", far.url.partition("://")[2]))
+    studio = str(far.ask("GET", "/api/v1/workers/studio", patience_s=0.0)["place"])
+    os.environ["SOJOURN_HOME"] = str(home() / "mirrors" / re.sub(r"[^\w.-]", "_", studio))
     jobs: Any = FarJobs(far)
-    return FarWorker(jobs, jobs, lanes)
+    out = FarWorker(jobs, jobs, lanes)
+    far.closing = out.closing
+    return out

@@ -184,7 +184,8 @@ class Jobs:
         batch: only jobs of this key, to go with those that the worker has.
 
         Higher priority first; then the owner who was served longest ago; then the older job. A job that was begun
-        before is done alone: it may be what killed its worker. What lies on one machine is done there while it lives.
+        before is done alone: it may be what killed its worker. What lies on one machine is done there while it has a
+        worker of that lane; a set is prepared there and nowhere else.
         """
 
         def work(session: Session) -> list[JobRow]:
@@ -195,12 +196,13 @@ class Jobs:
                 for lost in session.scalars(running(worker).with_for_update()):
                     lost.attempts -= 1
                     again(session, lost, message(SojournError("its worker was stopped")))
-            alive = exists().where(WorkerRow.host == JobRow.place, WorkerRow.gone.is_(False))
+            theirs = (WorkerRow.host == JobRow.place, WorkerRow.lanes.contains(JobRow.lane), WorkerRow.gone.is_(False))
+            left = ~exists().where(*theirs) & (JobRow.kind != "prepare")  # what others may do from the start
             waiting = (
                 select(JobRow)
                 .join(OwnerRow, OwnerRow.name == JobRow.owner)
                 .where(JobRow.state == "queued", JobRow.lane.in_(lanes))
-                .where(or_(JobRow.place.in_(("", me.host)), ~alive))
+                .where(or_(JobRow.place.in_(("", me.host)), left))
                 .order_by(JobRow.priority.desc(), OwnerRow.served, JobRow.id)
                 .with_for_update(of=JobRow, skip_locked=True)
             )
@@ -212,11 +214,11 @@ class Jobs:
             taken = [first]
             if first.batch and not first.attempts:
                 alike = waiting.where(JobRow.batch == first.batch, JobRow.attempts == 0, JobRow.id != first.id)
-                left = room - first.rows
+                free = room - first.rows
                 for row in session.scalars(alike.limit(room)):
-                    if row.rows <= left:
+                    if row.rows <= free:
                         taken.append(row)
-                        left -= row.rows
+                        free -= row.rows
             turn = (session.scalar(select(func.max(OwnerRow.served))) or 0) + 1
             owners = {row.owner for row in taken}
             session.execute(update(OwnerRow).where(OwnerRow.name.in_(owners)).values(served=turn))

@@ -48,6 +48,7 @@ class Runner:
 
     def start(self) -> None:
         """Bury what an earlier life left, and start."""
+        self._me: int | None = self._enlist()  # first: what is to be done here waits for us
         self._bury_dead()
         self._threads = [threading.Thread(target=self._keep, args=(lane,), daemon=True) for lane in self.lanes]
         self._threads.append(threading.Thread(target=self._watch, name="watch", daemon=True))
@@ -119,11 +120,12 @@ class Runner:
                 self.jobs.bury(row.id, "its process is gone")
 
     def _enlist(self) -> int:
-        return self.jobs.enlist(here(), os.getpid(), str(born(os.getpid())), ())
+        """As one that starts workers: it keeps the place of jobs whose files are here."""
+        return self.jobs.enlist(here(), os.getpid(), str(born(os.getpid())), [f"keeps {lane}" for lane in self.lanes])
 
     def _watch(self) -> None:
         seen: dict[int, tuple[int, float]] = {}
-        me: int | None = None
+        me = self._me
         swept = -SWEEP_S
         while not self.closing.wait(BEAT_S):
             try:

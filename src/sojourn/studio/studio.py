@@ -56,7 +56,7 @@ class Studio:
         kept, batch, rows = settled(kind, request)
         place = here() if kind == "prepare" else ""  # sets are kept here
         if goes_on := kept.get("goes_on"):
-            place = self.jobs.get(goes_on).place  # its run is there
+            place = self.jobs.get(goes_on).place or here()  # its run is there
         return self.jobs.submit(owner, kind, kept, priority=priority, batch=batch, rows=rows, place=place)
 
     def follow(

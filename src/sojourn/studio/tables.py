@@ -52,7 +52,7 @@ class JobRow(Base):
     """Raised whenever it changes hands: a write that brings an older one is refused."""
     worker: Mapped[int | None] = mapped_column(ForeignKey("workers.id"), default=None)
     place: Mapped[str] = mapped_column(String(100), default="")
-    """The machine that has its files, and does it while any worker of it is alive. Empty = any machine."""
+    """The machine that has its files, and does it while it has a worker for it. Empty = any machine."""
     stop: Mapped[bool] = mapped_column(Boolean, default=False)
     """Whether it was asked to stop."""
     progress: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True), default=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import os
 import time
 from collections import OrderedDict
@@ -23,7 +24,7 @@ from sojourn.data.prepare import prepare
 from sojourn.engine import Frame, Model
 from sojourn.errors import NotFound, SojournError
 from sojourn.picture import Picture, png
-from sojourn.schema import Artifact, Done, Event, Log, Preview, Progress
+from sojourn.schema import Artifact, Done, Event, Log, Measured, Preview, Progress
 from sojourn.studio.asks import EditAsk, EvaluateAsk, GenerateAsk, PrepareAsk, TrainAsk, WriteAsk
 from sojourn.studio.blobs import Blobs
 from sojourn.studio.gallery import Gallery
@@ -263,6 +264,8 @@ class Work:
     def _told(self, event: Event) -> tuple[str, dict[str, Any]]:
         """An event of a generator as one of a job; what it shows becomes bytes that outlive its folder."""
         data = event.model_dump(mode="json", exclude={"kind"})
+        if isinstance(event, Measured):  # a number that is none has no place in JSON
+            data["values"] = {name: value for name, value in event.values.items() if math.isfinite(value)}
         if isinstance(event, Preview | Artifact):
             path = Path(data.pop("path"))
             if path.is_file():

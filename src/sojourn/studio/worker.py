@@ -14,13 +14,14 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from sojourn.card import home
-from sojourn.errors import SojournError
+from sojourn.errors import Forbidden, SojournError
 from sojourn.studio.asks import DEFAULT
 from sojourn.studio.bell import Bell
 from sojourn.studio.blobs import Blobs
@@ -87,10 +88,13 @@ class Worker:
                     work.do(self._joined(taken))
                     continue
             except Fenced:  # taken for dead while it slept: what it had is others' by now
-                self.id = self._enlist()
-                continue
+                with suppress(SojournError):
+                    self.id = self._enlist()
+                    continue
+            except Forbidden:
+                raise
             except SojournError as error:
-                print(f"waiting for the database: {error}", file=sys.stderr)
+                print(f"waiting: {error}", file=sys.stderr)
                 self.closing.wait(BEAT_S)
                 continue
             if "background" not in self.lanes or not work.look():
@@ -144,8 +148,12 @@ class Worker:
                     self._stops = self.jobs.stopped(self.id)
             except Fenced:
                 self._stops = set()
+            except Forbidden:
+                self.end()
             except SojournError:
-                continue  # the database is away; it may come back
+                pass  # the database is away; it may come back
+            except Exception:  # without signs of life all that it does is in vain: whatever it was, go on
+                traceback.print_exc()
             if self.parent is not None and os.getppid() != self.parent:
                 self.end()
 
