@@ -309,7 +309,7 @@ def test_errors_keep_their_kind(client: tuple[TestClient, Studio]) -> None:
     assert studio.jobs.get(job.id).error == unforeseen
     job = studio.ask("generate", {"prompt": "a red heart --n 1"})
     (mine,) = web.post(f"/api/v1/workers/{me}/claims", json={}).json()
-    error = {"type": "NotFound", "template": 'no style "{style}"', "fields": {"style": "x"}}
+    error = {"type": "NotFound", "template": "there is no job {id}", "fields": {"id": "7"}}
     told = {"job": job.id, "token": mine["token"], "error": error, "expected": True}
     assert web.post("/api/v1/workers/failed", json=told).status_code == 200
     assert (studio.jobs.get(job.id).state, studio.jobs.get(job.id).error) == ("failed", error)
@@ -360,9 +360,13 @@ def test_what_it_says_of_an_error_is_not_filled_in_blindly(client: tuple[TestCli
     job = studio.ask("generate", {"prompt": "a red heart --n 1"})
     (mine,) = web.post(f"/api/v1/workers/{me}/claims", json={}).json()
     wide = {"type": "SystemExit", "template": "{what:>999999999}", "fields": {"what": "x"}}
-    told = {"job": job.id, "token": mine["token"], "error": wide, "expected": True}
-    assert web.post("/api/v1/workers/failed", json=told).status_code == 200
-    assert web.get(f"/api/v1/jobs/{job.id}").json()["error"]["template"] == "{what}"
+    bare = {"type": "NotFound", "template": "there is no job {id}", "fields": {}}
+    for error in (wide, bare):
+        told = {"job": job.id, "token": mine["token"], "error": error, "expected": False}
+        assert web.post("/api/v1/workers/failed", json=told).status_code == 200
+        events = studio.jobs.events(job=job.id)
+        assert events[-1].data["template"] == "{what}"
+        (mine,) = web.post(f"/api/v1/workers/{me}/claims", json={}).json()
 
 
 def test_this_machines_workers_are_its_own(client: tuple[TestClient, Studio]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path as File
 from typing import Annotated, Any, Literal
 
@@ -258,14 +258,15 @@ def report(asked: Report, request: Request) -> Kept:
 def failed(asked: Failed, request: Request) -> Kept:
     """A job cannot be done; what was not expected is tried again."""
     here = _here(request)
-    template, fields = str(asked.error.get("template"))[:1000], asked.error.get("fields")
+    template, given = str(asked.error.get("template"))[:1000], asked.error.get("fields")
+    fields = {str(name): str(value)[:2000] for name, value in given.items()} if isinstance(given, dict) else {}
     kind = getattr(errors, str(asked.error.get("type")), SojournError)
     kind = kind if isinstance(kind, type) and issubclass(kind, SojournError) else SojournError
     error = kind("{what}", what=template)
-    if (template == "{what}" or errors.known(template)) and isinstance(
-        fields, dict
-    ):  # one of ours: it is filled in when it is told
-        error.template, error.fields = template, {str(name): str(value)[:2000] for name, value in fields.items()}
+    if template == "{what}" or errors.known(template):  # one of ours: it is filled in when it is told
+        with suppress(KeyError):
+            template.format(**fields)
+            error.template, error.fields = template, fields
     with _held():
         here.studio.jobs.fail(_job(here, asked), error, unforeseen=not asked.expected)
     return Kept()
