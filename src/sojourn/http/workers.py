@@ -259,7 +259,8 @@ def failed(asked: Failed, request: Request) -> Kept:
     """A job cannot be done; what was not expected is tried again."""
     here = _here(request)
     template, given = str(asked.error.get("template"))[:1000], asked.error.get("fields")
-    fields = {str(name): str(value)[:2000] for name, value in given.items()} if isinstance(given, dict) else {}
+    pairs = given.items() if isinstance(given, dict) else ()
+    fields: dict[str, object] = {str(name): str(value)[:2000] for name, value in pairs}
     kind = getattr(errors, str(asked.error.get("type")), SojournError)
     kind = kind if isinstance(kind, type) and issubclass(kind, SojournError) else SojournError
     error = kind("{what}", what=template)
