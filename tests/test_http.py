@@ -19,6 +19,7 @@ from served import app, filled, generate, noise, picture, routes, sent
 from starlette.testclient import TestClient
 
 from sojourn.schema import WORDS_MAX
+from sojourn.studio import process
 from sojourn.studio.keys import Keys
 from sojourn.studio.studio import Studio
 
@@ -219,7 +220,7 @@ def _done(studio: Studio, id: int) -> None:
     """Do a job here."""
     from sojourn.studio.work import Work
 
-    me = studio.jobs.enlist("here", 1, "now", ("background",))
+    me = studio.jobs.enlist(process.here(), 1, "now", ("background",))
     jobs = studio.jobs.claim(me, ["background"])
     assert [job.id for job in jobs] == [id]
     Work(studio.jobs, studio.blobs).do(jobs)

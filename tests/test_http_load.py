@@ -17,6 +17,7 @@ import pytest
 import requests
 from served import LONG, Served, noise, p99, picture
 
+from sojourn.studio import process
 from sojourn.studio.keys import Keys
 from sojourn.studio.store import Store
 from sojourn.studio.studio import Studio
@@ -231,7 +232,7 @@ def test_fuzz_by_the_document(serve: Callable[..., Served], tmp_path: Path) -> N
     """T13, without the streams, which have no end."""
     server = serve()
     with Studio() as studio:
-        studio.jobs.enlist("here", os.getpid(), "now", ("interactive",))
+        studio.jobs.enlist(process.here(), os.getpid(), "now", ("interactive",))
         ids = [picture(studio, data=noise(seed=i)) for i in range(3)]
         studio.gallery.collect("local", "some", ids)
         studio.ask("generate", {"prompt": "a cat"})

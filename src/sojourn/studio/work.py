@@ -72,7 +72,10 @@ class Work:
                     self.do(part)
                 return
             with suppress(Fenced):
-                self.jobs.fail(taken[0], error)
+                if self.ending():  # it was cut off: that says nothing about the job
+                    self.jobs.give_back(taken[0])
+                else:
+                    self.jobs.fail(taken[0], error)
 
     def model(self, name: str) -> Model:
         """A package by name, as it is on disk now."""
