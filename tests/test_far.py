@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,9 @@ from starlette.testclient import TestClient
 
 import sojourn
 from sojourn import card
+from sojourn.errors import StoreError
 from sojourn.picture import png
+from sojourn.studio import far as far_module
 from sojourn.studio import process
 from sojourn.studio.keys import Keys
 from sojourn.studio.studio import Studio
@@ -352,6 +355,33 @@ def test_only_what_it_trains_for_is_kept(client: tuple[TestClient, Studio]) -> N
     told["pieces"] = [studio.blobs.put(archive[:half]), studio.blobs.put(archive[half:])]
     assert web.post("/api/v1/workers/packages", json=told).status_code == 201
     assert card.find("mine", paths=False).name == "mine"
+
+
+def test_it_is_woken_by_a_job(client: tuple[TestClient, Studio]) -> None:
+    """A request for rings waits for one, and is answered by it; nothing is answered before."""
+    web, studio = client
+    at = web.get("/api/v1/workers/rings", params={"wait_s": 0}).json()["at"]
+    begun = time.monotonic()
+    quiet = web.get("/api/v1/workers/rings", params={"after": at, "wait_s": 0.5}).json()
+    assert (quiet["words"], time.monotonic() - begun > 0.45) == ([], True)
+    threading.Timer(0.3, lambda: studio.ask("generate", {"prompt": "a red heart"})).start()
+    begun = time.monotonic()
+    rung = web.get("/api/v1/workers/rings", params={"after": at, "wait_s": 20}).json()
+    assert rung["words"] == ["job"]
+    assert 0.2 < time.monotonic() - begun < 5
+    missed = web.get("/api/v1/workers/rings", params={"after": at, "wait_s": 20}).json()
+    assert missed == rung, "what was rung between two requests is told by the next"
+
+
+def test_other_bytes_than_asked_for_are_not_kept(tmp_path: Path) -> None:
+    far = far_module.Far("http://127.0.0.1:9", None)
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, content=b"others"))
+    far._http = httpx.Client(base_url=far.url, transport=transport)
+    far.closing.set()  # nothing is tried twice
+    blobs = far_module.FarBlobs(tmp_path, far)
+    with pytest.raises(StoreError):
+        blobs.get("a" * 64)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_what_it_says_of_an_error_is_not_filled_in_blindly(client: tuple[TestClient, Studio]) -> None:

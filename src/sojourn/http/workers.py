@@ -60,28 +60,6 @@ class Claim(Body):
     """Only jobs that go along with those of this key. None = any."""
 
 
-class Claimed(BaseModel):
-    """A job with the token under which it may be written about."""
-
-    id: int
-    owner: str
-    kind: str
-    state: str
-    request: dict[str, Any]
-    rows: int
-    batch: str
-    attempts: int
-    token: int
-    place: str
-    stop: bool
-    progress: dict[str, Any] | None
-    result: dict[str, Any] | None
-    error: dict[str, Any] | None
-    created: float
-    started: float | None
-    ended: float | None
-
-
 class Whose(BaseModel):
     """What tells this studio from others."""
 
@@ -200,17 +178,16 @@ def studio(request: Request) -> Whose:
 
 
 @router.post("/{id}/claims", responses=statuses(404, 409, 415))
-def claim(id: Id, asked: Claim, request: Request) -> list[Claimed]:
+def claim(id: Id, asked: Claim, request: Request) -> list[Job]:
     """The next job of the worker's lanes, with others that go along in its walk."""
     jobs = _here(request).studio.jobs
     lanes = next((row.lanes.split(",") for row in jobs.workers() if row.id == id), None)
     if lanes is None:
         raise _fenced()
     try:
-        taken = jobs.claim(id, lanes, asked.room, asked.batch)
+        return jobs.claim(id, lanes, asked.room, asked.batch)
     except Fenced:
         raise _fenced() from None
-    return [Claimed(**{name: getattr(job, name) for name in Claimed.model_fields}) for job in taken]
 
 
 @router.post("/{id}/beats", responses=statuses(404, 409))
