@@ -23,10 +23,13 @@ import sojourn
 from sojourn import card
 from sojourn.errors import StoreError
 from sojourn.picture import png
+from sojourn.schema import Measured
 from sojourn.studio import far as far_module
 from sojourn.studio import process
+from sojourn.studio.blobs import Blobs
 from sojourn.studio.keys import Keys
 from sojourn.studio.studio import Studio
+from sojourn.studio.work import Work
 
 SHAPES = """
 import sys
@@ -374,14 +377,23 @@ def test_it_is_woken_by_a_job(client: tuple[TestClient, Studio]) -> None:
 
 
 def test_other_bytes_than_asked_for_are_not_kept(tmp_path: Path) -> None:
-    far = far_module.Far("http://127.0.0.1:9", None)
+    class Hasty(far_module.Far):
+        def _tried(self, once: Any, patience_s: float = 0.0) -> Any:
+            return super()._tried(once, 0.0)
+
+    far = Hasty("http://127.0.0.1:9", None)
     transport = httpx.MockTransport(lambda request: httpx.Response(200, content=b"others"))
     far._http = httpx.Client(base_url=far.url, transport=transport)
-    far.closing.set()  # nothing is tried twice
     blobs = far_module.FarBlobs(tmp_path, far)
-    with pytest.raises(StoreError):
+    with pytest.raises(StoreError, match="ValueError"):
         blobs.get("a" * 64)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_number_that_is_none_is_not_told(tmp_path: Path) -> None:
+    work = Work(None, Blobs(tmp_path))  # type: ignore[arg-type]
+    told = work._told(Measured(seen=1, values={"loss": float("nan"), "rate": 2.0, "far": float("inf")}))
+    assert told == ("metric", {"seen": 1, "values": {"rate": 2.0}})
 
 
 def test_what_it_says_of_an_error_is_not_filled_in_blindly(client: tuple[TestClient, Studio]) -> None:
