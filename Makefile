@@ -31,7 +31,9 @@ check: $(VENV)/.dev
 	$(BIN)/python -m pip check
 
 soak: $(VENV)/.dev
-	SOJOURN_SOAK=1 $(BIN)/python -m pytest -q -s tests/test_jobs.py tests/test_store.py tests/test_http.py tests/test_http_doors.py tests/test_http_load.py
+	SOJOURN_SOAK=1 $(BIN)/python -m pytest -q -s tests/test_jobs.py tests/test_store.py tests/test_http.py tests/test_http_doors.py tests/test_http_load.py tests/test_far.py tests/test_openai.py
+	$(BIN)/python benchmarks/crowd.py
+	$(BIN)/python benchmarks/soak.py
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/speed.py

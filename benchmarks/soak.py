@@ -112,7 +112,7 @@ def main() -> None:
                 if now - trained > ROUNDS_S:
                     trained = now
                     settings = ["data=noise", "preset=tiny", "seen=1024", "batch_size=16", "snapshot=512", "sheet=4"]
-                    body: dict[str, Any] = {"recipe": "vae", "overrides": settings, "to": "small"}
+                    body: dict[str, Any] = {"recipe": "vae", "overrides": settings, "to": f"small-{now:.0f}"}
                     statuses[client.post("/api/v1/jobs", json={"kind": "train", "request": body}).status_code] += 1
                 if now >= at:
                     at = now + LOOK_S

@@ -166,7 +166,7 @@ def warm() -> None:
     """Four pictures with a loaded model, and one pass of its net by each backend that is here."""
 
     model = sojourn.load("emoji")
-    model.imagine("a red heart", n=4, seed=0)
+    model.imagine("a red heart", n=4, seed=0, steps=4)
     calls = 0
 
     def count(*_: object) -> None:
@@ -174,13 +174,13 @@ def warm() -> None:
         calls += 1
 
     handle = model.family.net.register_forward_hook(count)
-    seconds = statistics.median(timed(lambda: model.imagine("a red heart", n=4, seed=0)) for _ in range(5))
+    seconds = statistics.median(timed(lambda: model.imagine("a red heart", n=4, seed=0, steps=4)) for _ in range(5))
     handle.remove()
     net, args = denoiser(model)
     with torch.no_grad():
         eager = statistics.median(timed(lambda: net(*args)) for _ in range(20))
         print(
-            f"four pictures warm {seconds:.3f} s, {calls // 5} passes of the net; "
+            f"four pictures, 4 steps, warm {seconds:.3f} s, {calls // 5} passes of the net; "
             f"{seconds / eager:.1f} times one pass of four rows, {1000 * eager:.1f} ms"
         )
         for name, backend in (("torch.compile", compiled), ("OpenVINO", openvino), ("ONNX Runtime", onnx)):

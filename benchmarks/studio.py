@@ -109,13 +109,17 @@ def measure(url: str, home: Path) -> None:
 
     alone = [whole(url, f"{PROMPT} --seed {seed}") for seed in range(ROUNDS)]
     print(f"four pictures, 4 steps, over HTTP: {spread(alone)}")
-    many = PROMPT.replace("--n 4", "--n 32")
-    one_call = statistics.median(whole(url, f"{many} --seed {seed}") for seed in range(5))
-    eight = [at_once(url, [f"{PROMPT} --seed {10 * k + i}" for i in range(8)]) for k in range(5)]
-    together = statistics.median(took for took, _ in eight)
-    longest = statistics.median(max(each) for _, each in eight)
-    print(f"eight prompts at once: {one_call / together:.2f}x the throughput of one call of 32 rows"
-          f" ({one_call:.2f} s, {together:.2f} s); the longest waits {longest / one_call:.2f}x that call")  # fmt: skip
+    for steps in ("", " --steps 4"):
+        prompt = PROMPT.replace(" --steps 4", steps)
+        many = prompt.replace("--n 4", "--n 32")
+        one_call = statistics.median(whole(url, f"{many} --seed {seed}") for seed in range(5))
+        eight = [at_once(url, [f"{prompt} --seed {10 * k + i}" for i in range(8)]) for k in range(5)]
+        together = statistics.median(took for took, _ in eight)
+        longest = statistics.median(max(each) for _, each in eight)
+        print(
+            f"eight prompts at once{steps}: {one_call / together:.2f}x the throughput of one call of 32 rows"
+            f" ({one_call:.2f} s, {together:.2f} s); the longest waits {longest / one_call:.2f}x that call"
+        )
 
     small = ["data=emoji-bench", "seen=10000000", "batch_size=32", "snapshot=1000000", "sheet=0", "held_out=0"]
     make_set(home / "sets" / "emoji-bench")

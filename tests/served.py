@@ -24,7 +24,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from sojourn.http.app import create_app
-from sojourn.http.guard import Limits
+from sojourn.http.bodies import Limits
 from sojourn.studio.studio import Studio
 from sojourn.studio.tables import PictureRow
 
@@ -32,13 +32,14 @@ LONG = bool(os.environ.get("SOJOURN_SOAK"))
 """Whether the long forms run: `make soak`."""
 FREE = Limits(per_minute=10**9)
 CODE = """
-import json, sys
-from sojourn.http.guard import Limits
+import asyncio, json, signal, sys
+from sojourn.http.bodies import Limits
 from sojourn.http.server import run
 from sojourn.studio.studio import Studio
 
 def told(url):
     print(f"the studio is at {url}", flush=True)
+    signal.signal(signal.SIGUSR1, lambda *_: print("tasks:", len(asyncio.all_tasks()), flush=True))
 
 sys.exit(run(Studio(), "127.0.0.1", 0, (), told, Limits(**json.loads(sys.argv[1])), works=False))
 """
@@ -149,6 +150,14 @@ class Served:
     def rss(self) -> float:
         """MiB in memory."""
         return float(psutil.Process(self.process.pid).memory_info().rss) / 2**20
+
+    def holds(self) -> tuple[int, int]:
+        """Tasks of its event loop, and open files."""
+        before = self.said().count("tasks:")
+        self.process.send_signal(signal.SIGUSR1)
+        while len(found := re.findall(r"tasks: (\d+)\n", self.said())) == before:
+            time.sleep(0.01)
+        return int(found[-1]), psutil.Process(self.process.pid).num_fds()
 
     def open(self, timeout: float = 60.0, buffer: int | None = None) -> socket.socket:
         made = socket.socket()

@@ -76,6 +76,7 @@ BAD = [
     (["imagine", "a\x00b"], 2, "U\\+0000"),
     (["imagine", "a\x1b[31mb"], 2, "U\\+001B"),
     (["imagine", "3", "--model", "nothing-here"], 1, "nothing-here"),
+    (["imagine", "3", "--strength", "0.5"], 2, "--strength"),
     (["train", "nothing-here"], 1, "known: "),
     (["train", "digits", "-o", "nonsense"], 2, "key=value"),
     (["train", "digits", "-o", "data=nothing-here"], 1, "no data set"),
@@ -201,6 +202,21 @@ def test_sample_makes_a_set_and_goes_on(packages_folder: Path, here: Path, capsy
     assert [row["text"] for row in rows] == [str(i % 10) for i in range(12)]
     assert run(["prepare", "many", "--to", str(here / "again"), "--size", "8"]) == 0
     assert (here / "again" / "set.json").is_file()
+
+
+def test_sample_reads_prompts_of_any_encoding(
+    packages_folder: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = here / "prompts.txt"
+    for i, data in enumerate(("\ufeff3\n7\n".encode(), "3\r\n7\r\n".encode("utf-16"))):
+        file.write_bytes(data)
+        assert run(["sample", str(packages_folder / "flow"), "-n", "2", "--out", f"o{i}", "--prompts", str(file)]) == 0
+        rows = (here / f"o{i}" / "metadata.jsonl").read_text().splitlines()
+        assert [json.loads(row)["text"] for row in rows] == ["3", "7"]
+    file.write_bytes(b"\xff\x00\x81")
+    assert "is no text" in fails(
+        ["sample", str(packages_folder / "flow"), "--out", "no", "--prompts", str(file)], capsys, 2
+    )
 
 
 def test_train_goes_on_and_its_package_draws(digits: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:

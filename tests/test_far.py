@@ -370,7 +370,7 @@ def test_it_is_woken_by_a_job(client: tuple[TestClient, Studio]) -> None:
     threading.Timer(0.3, lambda: studio.ask("generate", {"prompt": "a red heart"})).start()
     begun = time.monotonic()
     rung = web.get("/api/v1/workers/rings", params={"after": at, "wait_s": 20}).json()
-    assert rung["words"] == ["job"]
+    assert rung["words"] == ["interactive"]
     assert 0.2 < time.monotonic() - begun < 5
     missed = web.get("/api/v1/workers/rings", params={"after": at, "wait_s": 20}).json()
     assert missed == rung, "what was rung between two requests is told by the next"

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import io
 import json
 import logging
 import re
 import socket
+import statistics
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+import anyio.to_thread
 import pytest
 from served import app, filled, generate, noise, picture, routes, sent
 from starlette.testclient import TestClient
 
+from sojourn.errors import InvalidInput, NotFound
+from sojourn.http import hub as hubs
+from sojourn.http.site import _secret
+from sojourn.http.uploads import Uploads
 from sojourn.schema import WORDS_MAX
-from sojourn.studio import process
+from sojourn.studio import ledger, process
 from sojourn.studio.keys import Keys
 from sojourn.studio.studio import Studio
 
@@ -128,19 +137,25 @@ def test_extremes(served: tuple[TestClient, Studio]) -> None:
     for more in ({"value": 6}, {"value": -1}, {"value": 2.5}, {"value": True}, {"kind": "hide", "value": 2},
                  {"kind": "pair"}, {"other": mine}, {"picture": str(mine)}):  # fmt: skip
         asked.append(("/api/v1/ratings", {"kind": "stars", "picture": mine, "value": 3, **more}))
+    asked += [
+        ("/api/v1/ratings/many", {"kind": "stars", "ids": [mine], "value": 3, **more})
+        for more in ({"value": 6}, {"kind": "hide", "value": 2}, {"kind": "pair"}, {"ids": []}, {"ids": [str(mine)]})
+    ]
+    asked += [("/api/v1/collections/out", {"ids": [mine], "collection": id}) for id in (0, 2**63, "1", None, 10**6)]
     gets = [f"{JOBS}?{name}={value}" for name in ("limit", "before")
             for value in (0, -1, 10**9 if name == "limit" else 2**63, 2**64, 1.5, "true", "", "x", "1e3")]  # fmt: skip
     gets += [f"{path}/{id}" for path in (JOBS, "/api/v1/pictures") for id in (2**63, -1, 0, 1.5, "true", "9" * 5000)]
     gets += [f"/api/v1/pictures/{mine}/file?side={side}" for side in (0, 15, 2049, 10**9, -1, 1.5)]
-    slowest = 0.0
+    times = []
     for path, ask in [*asked, *((path, None) for path in gets)]:
         begun = time.monotonic()
         answer = client.get(path) if ask is None else client.post(path, json=ask)
         took = time.monotonic() - begun
         assert 400 <= answer.status_code < 500, (path[:200], str(ask)[:200], answer.status_code, answer.text[:500])
-        assert took < 1, (path[:200], str(ask)[:200], took)
-        slowest = max(slowest, took)
-    print(f"T16: {len(asked) + len(gets)} extremes, the slowest {slowest * 1000:.1f} ms")
+        times.append(took)
+    print(f"T16: {len(times)} extremes, p50 {statistics.median(times) * 1000:.1f} ms, max {max(times) * 1000:.1f} ms")
+    assert statistics.median(times) < 0.05
+    assert max(times) < 0.5, "a machine that others use stalls now and then"
     assert studio.jobs.page() == []
 
 
@@ -291,6 +306,18 @@ def test_traversal(served: tuple[TestClient, Studio], home: Path) -> None:
     ]
 
 
+def test_why_a_job_failed_is_told_in_the_callers_language(home: Path) -> None:
+    with app() as (client, studio):
+        id = client.post(JOBS, json=generate("a heart")).json()["id"]
+        worker = studio.jobs.enlist(process.here(), 1, "now", ("interactive",))
+        (taken,) = studio.jobs.claim(worker, ("interactive",))
+        studio.jobs.fail(taken, NotFound('no recipe "{name}"; there are {known}', name="x", known="y"))
+        for lang, said in (("zh-CN", "没有配方"), ("en", "no recipe")):
+            headers = {"accept-language": lang}
+            assert said in client.get(f"{JOBS}/{id}", headers=headers).json()["error"]["message"]
+            assert said in client.get(f"{JOBS}/{id}/events", headers=headers).text
+
+
 MARKUP = ("<script>alert(1)</script>", "\"><img src=x onerror=alert(1)>", "<svg onload=alert(1)>",
           "javascript:alert(1)", "</script><script>alert(1)</script>", "{{7*7}}",
           "<iframe srcdoc='<script>1</script>'>")  # fmt: skip
@@ -340,25 +367,164 @@ def test_ranges(served: tuple[TestClient, Studio]) -> None:
     client, studio = served
     mine = picture(studio, data=noise(512))
     whole = noise(512)
-    slowest = 0.0
+    assert client.get(f"/api/v1/pictures/{mine}/file").content == whole
+    times = []
     for ranges in (
         "0-0," * 10_000 + "1-1",
         ",".join(f"{i}-" for i in range(10_000)),
         "-1," * 10_000 + "-2",
         "0-," * 10_000,
     ):
-        best = 9.0
-        for _ in range(3):
+        own = []
+        for _ in range(5):
             begun = time.monotonic()
             answer = client.get(f"/api/v1/pictures/{mine}/file", headers={"range": f"bytes={ranges}"})
-            best = min(best, time.monotonic() - begun)
+            own.append(time.monotonic() - begun)
         assert answer.status_code in (200, 206, 400, 416)
         assert len(answer.content) < 2 * len(whole)
-        slowest = max(slowest, best)
-    print(f"T32: 10,000 ranges in {slowest * 1000:.0f} ms")
-    assert slowest < 1
+        assert statistics.median(own) < 0.05
+        times += own
+    print(f"T32: 10,000 ranges in p50 {statistics.median(times) * 1000:.0f} ms, max {max(times) * 1000:.0f} ms")
+    assert max(times) < 0.5
     part = client.get(f"/api/v1/pictures/{mine}/file", headers={"range": "bytes=10-19"})
     assert part.content in (whole[10:20], whole)
+
+
+# What they hear and hand in
+
+
+@pytest.mark.parametrize("way", ["watch", "follow"])
+def test_no_event_is_skipped(served: tuple[TestClient, Studio], monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """What lies in the database before, and what comes while a reader is too slow for it."""
+    client, studio = served
+    hub = client.app.state.site.hub  # type: ignore[attr-defined]
+    monkeypatch.setattr(hubs, "MOST", 100)
+    monkeypatch.setattr(hubs, "KEPT", 50)
+    job = studio.ask("generate", {"prompt": "a cat"}).id
+
+    def happen(count: int) -> None:
+        studio.store.write(lambda session: [ledger.log(session, job, "log", {}) for _ in range(count)])
+        studio.bell.ring("event")
+
+    happen(249)
+    time.sleep(1.0)  # heard by nobody
+
+    async def hear() -> list[int]:
+        heard: list[int] = []
+        async with aclosing(hub.watch("local", 0) if way == "watch" else hub.follow(job)) as stream:
+            async for event in stream:
+                if event is None:
+                    continue
+                heard.append(event.id)
+                if len(heard) == 260:
+                    threading.Timer(0.5, happen, [5]).start()  # heard as they happen
+                elif count := {50: 10, 265: 125}.get(len(heard)):
+                    await anyio.to_thread.run_sync(happen, count)
+                    await asyncio.sleep(0.5)
+                elif len(heard) == 390:
+                    return heard
+        raise AssertionError
+
+    async def soon() -> list[int]:
+        return await asyncio.wait_for(hear(), 20)
+
+    assert client.portal is not None
+    heard = client.portal.call(soon)
+    assert heard == [event.id for event in studio.jobs.events()]
+    assert len(heard) == 390
+
+
+def test_health_waits_for_no_thread(served: tuple[TestClient, Studio]) -> None:
+    """T25: where the database is away, all threads may wait for it."""
+    client, _ = served
+    assert client.portal is not None
+    free = threading.Event()
+
+    async def hold() -> None:
+        limiter = anyio.to_thread.current_default_thread_limiter()
+        count = int(limiter.total_tokens)
+        held.extend(asyncio.ensure_future(anyio.to_thread.run_sync(free.wait)) for _ in range(count))
+        await asyncio.sleep(0.1)
+
+    held: list[Any] = []
+    client.portal.call(hold)
+    late = threading.Timer(10, free.set)
+    late.start()
+    begun = time.monotonic()
+    assert client.get("/health").status_code == 200
+    assert time.monotonic() - begun < 5
+    late.cancel()
+    free.set()
+
+
+def test_a_secret_that_was_cut_off_is_made_anew(home: Path) -> None:
+    home.mkdir()
+    path = home / "secret"
+    made = _secret(path)
+    assert len(made) == 32
+    assert path.stat().st_mode & 0o077 == 0
+    assert _secret(path) == made
+    for short in (b"", made[:31]):
+        path.write_bytes(short)
+        assert len(again := _secret(path)) == 32
+        assert again not in (made, _secret(home / "other"))
+        assert _secret(path) == again
+    assert sorted(file.name for file in home.iterdir()) == ["other", "secret"]
+
+
+def test_a_secret_without_room_is_none(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home.mkdir()
+
+    def full(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("sojourn.http.site.os.fsync", full)
+    with pytest.raises(InvalidInput, match="cannot write"):
+        _secret(home / "secret")
+    assert list(home.iterdir()) == []
+
+
+def test_uploads_that_wait_are_not_in_memory(
+    served: tuple[TestClient, Studio], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, studio = served
+    uploads = Uploads(studio.blobs)
+    read: list[int] = []
+    go = threading.Event()
+
+    class File(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            read.append(1)
+            go.wait(20)
+            return super().read(size)
+
+    async def several() -> None:
+        waiting = [asyncio.ensure_future(uploads.decoded(File(noise()), "file")) for _ in range(5)]
+        await asyncio.sleep(0.5)
+        assert len(read) == 1
+        go.set()
+        assert {(await one).size for one in waiting} == {(512, 512)}
+
+    assert client.portal is not None
+    client.portal.call(several)
+    uploads.close()
+
+
+def test_archives_and_what_jobs_made(served: tuple[TestClient, Studio]) -> None:
+    client, studio = served
+    data = b"PK\x03\x04" + bytes(2 << 20)
+    kept = client.post("/api/v1/uploads/archive", files={"file": ("a.zip", data)})
+    assert kept.json() == {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
+    assert studio.blobs.get(kept.json()["sha256"]) == data
+    assert client.post("/api/v1/uploads/archive", files={"file": ("a.zip", b"<html>")}).status_code == 400
+    page = studio.blobs.put(b"<html><script>1</script>")
+    job = studio.ask("generate", {"prompt": "a cat"}).id
+    for suffix, wanted in ((".html", ".html"), (".zip", ".zip"), ('.x"\r\ny: z', ".bin"), ("", ".bin")):
+        told = {"sha256": page, "suffix": suffix}
+        studio.store.write(lambda session, told=told: ledger.log(session, job, "artifact", told))  # type: ignore[misc]
+        head = client.get(f"{JOBS}/{job}/artifacts/{page}").headers
+        assert head["content-disposition"] == f'attachment; filename="sojourn-{job}-{page[:12]}{wanted}"'
+        assert head["content-type"] == "application/octet-stream"
 
 
 def test_log_lines_are_clean(served: tuple[TestClient, Studio], caplog: pytest.LogCaptureFixture) -> None:

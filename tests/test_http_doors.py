@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,9 @@ from served import app, filled, generate, noise, picture, routes, sent
 from starlette.testclient import TestClient
 
 from sojourn import config
-from sojourn.http.guard import DOORS, OPEN, Limits
+from sojourn.errors import StoreError
+from sojourn.http.bodies import Limits
+from sojourn.http.guard import COOKIE, DOORS, FILES, OPEN
 from sojourn.studio.keys import Keys
 from sojourn.studio.studio import Studio
 
@@ -114,6 +117,102 @@ def test_wrong_keys(home: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert key not in caplog.text
 
 
+def test_a_wrong_key_counts_once(home: Path) -> None:
+    """A program with an old key, or an open page with one, keeps nobody else out."""
+    with app() as (client, studio):
+        key = Keys(studio.store).add("ann")
+        old = {"authorization": "Bearer sj-old"}
+        assert {client.get(JOBS, headers=old).status_code for _ in range(30)} == {401}
+        stale = {"cookie": f"{COOKIE}=sj-stale"}
+        assert {client.get("/api/v1/events", headers=stale).status_code for _ in range(30)} == {401}
+        for i in range(30):
+            for path in ("/static/style.css", "/login"):
+                assert client.get(path, headers={"cookie": f"{COOKIE}=sj-{i}"}).status_code == 200
+        page = client.get("/", headers={"accept": "text/html", **stale})
+        assert (page.status_code, page.headers["location"]) == (303, "/login")
+        assert page.headers["set-cookie"].startswith(f"{COOKIE}=; Max-Age=0; Path=/;")
+        assert client.post("/login", data={"key": key}, headers=stale).status_code == 303
+        assert client.post("/logout", headers=stale).headers["location"] == "/login"
+
+
+def test_the_login_page_changes_its_language(home: Path) -> None:
+    with app() as (client, studio):
+        Keys(studio.store).add("ann")
+        answer = client.post("/language", data={"lang": "zh", "back": "https://evil.test"})
+        assert (answer.status_code, answer.headers["location"]) == (303, "/")
+        assert answer.headers["set-cookie"].startswith("lang=zh;")
+        assert 'lang="zh-CN"' in client.get("/login").text
+        foreign = client.post("/language", data={"lang": "en"}, headers={"origin": "https://evil.test"})
+        assert foreign.status_code == 403
+
+
+def test_pictures_of_a_page_are_counted_apart(home: Path) -> None:
+    with app(Limits(per_minute=5)) as (client, studio):
+        files = [f"/api/v1/pictures/{picture(studio)}/file?side=16", "/static/style.css"]
+        for i in range(5 * FILES):
+            assert client.get(files[i % 2]).status_code == 200
+        assert client.get(files[0]).status_code == 429
+        asked = [client.post(JOBS, json=generate("a cat")).status_code for _ in range(7)]
+        assert asked == [202] * 5 + [429] * 2
+
+
+def test_a_key_that_was_taken_back_hears_nothing_more(home: Path) -> None:
+    with app() as (client, studio):
+        keys = Keys(studio.store)
+        ann = {"authorization": f"Bearer {keys.add('ann')}"}
+        keys.add("bob")
+        job = client.post(JOBS, json=generate("a cat"), headers=ann).json()["id"]
+        told: dict[str, str] = {}
+
+        def hear(path: str) -> None:
+            told[path] = client.get(path, headers=ann).text
+
+        paths = ("/api/v1/events", f"{JOBS}/{job}/events")
+        threads = [threading.Thread(target=hear, args=(path,), daemon=True) for path in paths]
+        for thread in threads:
+            thread.start()
+        time.sleep(3)
+        assert all(thread.is_alive() for thread in threads)
+        keys.remove("ann")
+        begun = time.monotonic()
+        while any(thread.is_alive() for thread in threads):
+            assert time.monotonic() - begun < 10, "it goes on listening"
+            time.sleep(0.05)
+        print(f"a stream ended {time.monotonic() - begun:.1f} s after its key")
+        assert "queued" in told[paths[1]]
+
+
+def test_an_admin_sees_and_stops_all_jobs(home: Path) -> None:
+    with app() as (client, studio):
+        keys = Keys(studio.store)
+        ann, bob, boss = (
+            {"authorization": f"Bearer {keys.add(name, scope)}"}
+            for name, scope in (("ann", "generate"), ("bob", "train"), ("boss", "admin"))
+        )
+        mine = client.post(JOBS, json=generate("a cat"), headers=ann).json()
+        assert mine["owner"] == "ann"
+        assert client.get(f"{JOBS}?everyone=true", headers=bob).status_code == 403
+        assert client.get(JOBS, headers=boss).json() == []
+        assert client.get(f"{JOBS}?everyone=true", headers=boss).json() == [mine]
+        for method in ("GET", "DELETE"):
+            assert client.request(method, f"{JOBS}/{mine['id']}", headers=bob).status_code == 404
+        assert client.get(f"{JOBS}/{mine['id']}", headers=boss).json() == mine
+        assert client.delete(f"{JOBS}/{mine['id']}", headers=boss).json()["state"] == "cancelled"
+
+
+def test_a_database_that_is_away_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with app() as (client, studio):
+        Keys(studio.store).add("ann")
+
+        def away(*_: object) -> None:
+            raise StoreError('the database "{name}" is busy; try again', name="x")
+
+        monkeypatch.setattr(Keys, "caller", away)
+        answer = client.get(JOBS, headers={"authorization": "Bearer sj-x"})
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+        assert answer.json()["error"]["message"] == 'the database "x" is busy; try again'
+
+
 def test_scopes(home: Path) -> None:
     """T31."""
     with app() as (client, studio):
@@ -121,11 +220,11 @@ def test_scopes(home: Path) -> None:
         told = {
             scope: {"authorization": f"Bearer {keys.add(scope, scope)}"} for scope in ("generate", "train", "admin")
         }
-        train = {"kind": "prepare", "request": {"to": "x", "upload": "0" * 64}}
+        train = {"kind": "prepare", "request": {"to": "x", "upload": studio.blobs.put(b"a zip")}}
         asked: list[tuple[str, str, Any, dict[str, int]]] = [
             ("POST", JOBS, generate("a cat"), {"generate": 202, "train": 202, "admin": 202}),
             ("POST", JOBS, {**generate("a cat"), "priority": 1}, {"generate": 403, "train": 403, "admin": 202}),
-            ("POST", JOBS, train, {"generate": 403, "train": 202, "admin": 202}),
+            ("POST", JOBS, train, {"generate": 403, "train": 202, "admin": 400}),  # the name is taken by then
             ("GET", "/metrics", None, {"generate": 403, "train": 403, "admin": 200}),
             ("DELETE", "/v1/models/none", None, {"generate": 403, "train": 403, "admin": 404}),
         ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -17,7 +18,8 @@ import pytest
 import requests
 from served import LONG, Served, noise, p99, picture
 
-from sojourn.studio import process
+from sojourn.http import server as ending
+from sojourn.studio import process, runner
 from sojourn.studio.keys import Keys
 from sojourn.studio.store import Store
 from sojourn.studio.studio import Studio
@@ -137,6 +139,56 @@ def test_slow_readers(serve: Callable[..., Served]) -> None:
     print(f"T11: {count} slow readers: {most:.1f} MiB more, let go after {took:.1f} s of a limit of 3")
     assert most < 50
     assert took < 20
+
+
+def test_streams_that_are_cut(serve: Callable[..., Served]) -> None:
+    """T8: many at once, each cut at a moment of its own; pictures that nobody waits for are not drawn."""
+    server = serve()
+    count = 100 if LONG else 40
+    dice = random.Random(0)
+    body = json.dumps({"prompt": "a cat", "stream": True, "partial_images": 3}).encode()
+    post = b"POST /v1/images/generations HTTP/1.1\r\n" + HEAD + b"Content-Type: application/json\r\n"
+    with Studio() as studio:
+        followed = [studio.ask("generate", {"prompt": "a cat"}).id for _ in range(5)]
+        asks = [post + b"Content-Length: %d\r\n\r\n" % len(body) + body, b"GET /api/v1/events HTTP/1.1\r\n" + HEAD]
+        asks += [f"GET /api/v1/jobs/{id}/events HTTP/1.1\r\n".encode() + HEAD for id in followed[:2]]
+
+        def cut() -> tuple[int, int, float, float]:
+            """Tasks and files that are left, MiB, and after how long the last job was given up."""
+            links = [server.open() for _ in range(count)]
+            for i, link in enumerate(links):
+                link.sendall(asks[i % 4] + (b"\r\n" if i % 4 else b""))
+            begun = time.monotonic()
+            for at, link in sorted((dice.uniform(0, 2.0), i) for i in range(count)):
+                time.sleep(max(0.0, begun + at - time.monotonic()))
+                links[link].close()
+            last = time.monotonic()
+            while any(not job.over for job in studio.jobs.page(limit=500) if job.id not in followed):
+                assert time.monotonic() - last < 20, "jobs go on that nobody waits for"
+                time.sleep(0.05)
+            late = time.monotonic() - last
+            time.sleep(1.0)
+            return *server.holds(), server.rss(), late
+
+        cut()  # threads and their connections to the database stay
+        tasks, files, before, late = cut()
+        assert tasks <= 6
+        for _ in range(3):
+            now, opened, after, took = cut()
+            assert now <= tasks
+            assert opened <= files + 8
+            late = max(late, took)
+        more = after / before - 1
+        made = [job for job in studio.jobs.page(limit=500) if job.id not in followed]
+        print(
+            f"T8: 5 x {count} streams cut, given up after {late:.2f} s, {100 * more:+.1f} % memory, {now} tasks,"
+            f" {opened} files ({files} before)"
+        )
+        assert len(made) >= count // 4  # what was cut before it was read is no job
+        assert {job.state for job in made} == {"cancelled"}
+        assert {studio.jobs.get(id).state for id in followed} == {"queued"}
+    assert late < 2
+    assert more < 0.05
 
 
 def flood(server: Served, head: bytes, piece: bytes, count: int) -> tuple[bytes, int]:
@@ -303,6 +355,27 @@ def test_the_command(serve: Callable[..., Served], home: Path) -> None:
         assert secret not in said
     assert key not in told
     store.close()
+
+
+def test_open_streams_do_not_hold_up_the_end(serve: Callable[..., Served]) -> None:
+    """T34."""
+    assert ending.SHUTDOWN_S + runner.PATIENCE_S + 1 < 10, "streams, workers, and what comes after"
+    server = serve()
+    made = {"kind": "generate", "request": {"prompt": "a cat"}}
+    job = requests.post(f"{server.url}/api/v1/jobs", json=made, timeout=60).json()["id"]
+    links = [server.open() for _ in range(20)]
+    for i, link in enumerate(links):
+        path = "/api/v1/events" if i % 2 else f"/api/v1/jobs/{job}/events"
+        link.sendall(f"GET {path} HTTP/1.1\r\n".encode() + HEAD + b"\r\n")
+        assert link.recv(65536).startswith(b"HTTP/1.1 200")
+    begun = time.monotonic()
+    assert server.end() == 0
+    took = time.monotonic() - begun
+    print(f"T34: ended {took:.1f} s after the signal with {len(links)} streams open")
+    for link in links:
+        link.close()
+    assert "graceful" not in server.said(), "it waited for them, and cut them off"
+    assert took < 5
 
 
 CLOCK = """

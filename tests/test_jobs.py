@@ -638,12 +638,39 @@ def test_a_training_is_done_stopped_and_goes_on(
     assert (house / "models" / "made" / "card.json").is_file()
 
 
+def test_what_another_job_makes_is_not_made_twice(house: Path) -> None:
+    with Studio() as studio:
+        ask = {"recipe": "dcgan", "to": "made"}
+        job = studio.ask("train", ask)
+        for again in (ask, {**ask, "to": "other", "goes_on": job.id}):
+            with pytest.raises(InvalidInput, match=f"job {job.id} makes"):
+                studio.ask("train", again)
+        studio.jobs.cancel(job.id)
+        more = studio.ask("train", {**ask, "goes_on": job.id})
+        with pytest.raises(InvalidInput, match=f"job {more.id} makes"):
+            studio.ask("train", {**ask, "to": "other", "goes_on": job.id})
+        studio.jobs.cancel(more.id)
+        shutil.copytree(house / "models" / "flow", house / "models" / "made")
+        studio.ask("train", {**ask, "goes_on": job.id})  # its own package, made before
+
+
+def test_a_judge_from_the_network_is_a_name(house: Path) -> None:
+    """A path would be looked into, and what was left beside it by a crash put in order."""
+    beside = house / ".mine.old"
+    beside.mkdir()
+    with Studio() as studio, pytest.raises(NotFound):
+        studio.ask("generate", {"prompt": f'a heart --judge "{house / "mine"}"'})
+    assert beside.is_dir()
+
+
 def test_wrong_requests_are_refused_before_they_are_kept(house: Path) -> None:
+    (house / "sets" / "kept").mkdir(parents=True)
     with Studio() as studio:
         wrong: list[tuple[str, dict[str, Any], type[Exception], str]] = [
             ("generate", {"prompt": "a --n 400"}, PromptError, "--n is 400"),
             ("generate", {"prompt": "a --model nobody"}, NotFound, "nobody"),
             ("generate", {"prompt": "a --model ../../etc"}, NotFound, "no package"),
+            ("generate", {"prompt": "a --judge ../../etc"}, NotFound, "no package"),
             ("generate", {"prompt": "a", "colour": 3}, ConfigError, "no setting colour"),
             ("generate", {"prompt": "a", "previews": 1000}, ConfigError, "previews"),
             ("edit", {"prompt": "a", "source": "../x"}, ConfigError, "source"),
@@ -651,6 +678,12 @@ def test_wrong_requests_are_refused_before_they_are_kept(house: Path) -> None:
             ("train", {"recipe": "nothing", "to": "x"}, NotFound, "nothing"),
             ("train", {"recipe": "dcgan", "to": "../x"}, ConfigError, "to"),
             ("train", {"recipe": "dcgan", "overrides": ["lr=0"], "to": "x"}, ConfigError, "lr"),
+            ("train", {"recipe": "dcgan", "overrides": ["lr=" + "[" * 900], "to": "x"}, ConfigError, "lr"),
+            ("train", {"recipe": "dcgan", "to": "emoji"}, InvalidInput, "already"),
+            ("train", {"recipe": "dcgan", "to": "flow"}, InvalidInput, "already"),
+            ("prepare", {"to": "kept", "path": "/tmp"}, InvalidInput, "already"),
+            ("prepare", {"to": "x", "upload": "0" * 64}, NotFound, "no upload"),
+            ("edit", {"prompt": "a", "source": "0" * 64}, NotFound, "no upload"),
             ("prepare", {"to": "x"}, InvalidInput, "one of the two"),
             ("evaluate", {"packages": [], "data": "x"}, ConfigError, "packages"),
         ]

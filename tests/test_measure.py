@@ -1,35 +1,23 @@
-"""Scores against independent implementations, and what `evaluate` says of packages and folders."""
+"""Scores against independent implementations, features, and two folders of pictures against each other."""
 
 from __future__ import annotations
 
 import json
-import re
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
+from measuring import Cheap, measured, scripted, values
 from PIL import Image
+from scipy import stats
 from torch import Tensor, nn
 
-from sojourn import package as packages
-from sojourn.cli.evaluate import listed
-from sojourn.cli.main import run
-from sojourn.config import Recipe, Stage, TrainConfig
-from sojourn.data.dataset import Item, LabelColumn, PackedSet, SetInfo, SetWriter
-from sojourn.engine import Model
 from sojourn.errors import DataError, InvalidInput, NotFound, Unsupported
 from sojourn.measure import report, scores
-from sojourn.measure.augmented import classified
-from sojourn.measure.bench import LEAST, Bench, Findings
+from sojourn.measure.bench import LEAST, SIDE
 from sojourn.measure.compare import compare
-from sojourn.measure.evaluate import evaluate
-from sojourn.measure.features import EffLite0, Scripted, load_features, perceptual
-from sojourn.measure.judged import Judged
-from sojourn.schema import Log, Part
-from sojourn.train.build import run_recipe
+from sojourn.measure.features import EffLite0, Scripted, load_features, perceptual, probe
 
 rng = np.random.default_rng(0)
 A = rng.normal(size=(300, 16))
@@ -98,6 +86,34 @@ def test_kid_of_one_distribution_is_about_zero_and_its_interval_holds_it() -> No
         assert 0.5 < width / (2 * 1.96 * np.std(values)) < 2
 
 
+def test_kid_of_pairs_leaves_out_the_pairs_themselves() -> None:
+    d, n = A.shape[1], 12
+
+    def k(x: np.ndarray, y: np.ndarray) -> float:
+        return float((x @ y / d + 1) ** 3)
+
+    x, y = A[:n], 0.7 * A[:n] + 0.5 * B[:n]
+    pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
+    wanted = np.mean([k(x[i], x[j]) + k(y[i], y[j]) - k(x[i], y[j]) - k(x[j], y[i]) for i, j in pairs])
+    assert scores.kid(x, y, paired=True) == pytest.approx(wanted, rel=1e-9)
+    assert scores.kid(x, x, paired=True) == pytest.approx(0, abs=1e-9)
+    assert np.abs(scores.kid_interval(A, A, paired=True)) == pytest.approx(0, abs=1e-9)
+
+
+def test_pictures_like_the_real_ones_of_their_prompts_have_a_kid_of_about_zero() -> None:
+    """Two draws around one middle for each row: what is drawn for a prompt resembles its real picture."""
+    draws = []
+    for _ in range(40):
+        middle = rng.normal(size=(200, 16))
+        draws.append([middle + 0.4 * rng.normal(size=middle.shape) for _ in range(2)])
+    found = np.array([scores.kid(x, y, paired=True) for x, y in draws])
+    assert abs(found.mean()) < 3 * found.std() / 40**0.5
+    biased = np.array([scores.kid(x, y) for x, y in draws])
+    assert biased.mean() < -10 * biased.std() / 40**0.5, "as it is where rows are not told to be pairs"
+    spans = [scores.kid_interval(x, y, 100, 40, paired=True) for x, y in draws]
+    assert 34 <= sum(low <= 0 <= high for low, high in spans) <= 40
+
+
 def test_precision_and_recall_are_those_of_the_definition() -> None:
     real, fake = A[:60], B[:50]
 
@@ -118,9 +134,11 @@ def test_diversity_and_copies() -> None:
     wanted = np.mean([np.linalg.norm(group[i] - group[j]) for i in range(5) for j in range(i)])
     assert scores.diversity(np.stack([group, group * 0]))[:] == pytest.approx([wanted, 0])
     copies = np.concatenate([A[:10] + 1e-6, rng.normal(size=(40, 16)) + 2])
-    near, bar = scores.near_copies(copies, A, rng.normal(size=(200, 16)))
-    assert near[:10].all()
-    assert not near[10:].any()
+    bar = scores.copy_bar(rng.normal(size=(200, 16)), A)
+    apart, at = scores.nearest(copies, A)
+    assert at[:10].tolist() == list(range(10))
+    assert apart == pytest.approx(np.linalg.norm(copies - A[at], axis=1), abs=1e-4)
+    assert (apart < bar).tolist() == [True] * 10 + [False] * 40
     assert bar > 0.1
 
 
@@ -141,14 +159,18 @@ def test_rows_of_one_group_count_as_one_draw() -> None:
     assert same == scores.interval(values[:20], None)
 
 
+@pytest.mark.parametrize(("right", "count"), [(0, 48), (48, 48), (0, 3)])
+def test_the_interval_of_none_or_all_is_wilsons(right: int, count: int) -> None:
+    wanted = stats.binomtest(right, count).proportion_ci(method="wilson")
+    values = np.full(count, right > 0)
+    assert scores.interval(values) == pytest.approx((wanted.low, wanted.high), abs=1e-4)
+    families = [str(i) for i in range(count) for _ in range(4)]
+    assert scores.interval(values.repeat(4), families) == scores.interval(values), "four of one family are one try"
+    assert scores.interval(values.astype(float)) == (right > 0, right > 0), "a mean of what is no share"
+    assert scores.interval(values.astype(float), proportion=True) == scores.interval(values)
+
+
 # Features
-
-
-def scripted(folder: Path) -> Path:
-    """A TorchScript file whose features are the pixels."""
-    net = torch.jit.trace(nn.Flatten(), torch.zeros(2, 3, 8, 8))  # type: ignore[no-untyped-call]
-    net.save(str(folder / "mine.pt"))
-    return folder / "mine.pt"
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +206,7 @@ def test_features_know_a_grey_picture_and_one_of_another_size(features: EffLite0
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 def test_features_of_a_file(tmp_path: Path) -> None:
-    mine = load_features(str(scripted(tmp_path)))
+    mine = load_features(str(scripted(tmp_path / "mine.pt")))
     assert isinstance(mine, Scripted)
     assert mine.name == "mine"
     assert mine(torch.ones(2, 3, 8, 8)).shape == (2, 192)
@@ -195,119 +217,45 @@ def test_features_of_a_file(tmp_path: Path) -> None:
         load_features(str(tmp_path / "bad.pt"))
 
 
-# Evaluate
+class Bare(nn.Module):
+    """Vectors of 8 pixels' pictures, in a form that is none of features."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form = form
+
+    def forward(self, x: Tensor) -> object:
+        flat = x.flatten(1)
+        return {"pair": (flat, flat), "whole": flat.long(), "map": x, "one": flat.mean(0, keepdim=True)}[self.form]
 
 
-class Cheap:
-    """Pixels as features: what is tested is not how good they are."""
-
-    name = identity = "Cheap"
-
-    def __call__(self, pictures: Tensor) -> Tensor:
-        return pictures[:, 0].flatten(1)
-
-
-@pytest.fixture(scope="module")
-def bench(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    folder = tmp_path_factory.mktemp("bench")
-    train = TrainConfig(**{**SMALL, "seen": 12_000, "lr": 5e-3, "snapshot": 12_000, "ema": 500, "split": "all"})
-    stage = Stage(data=str(digits), family="judge", conditioner=Part(id="labels"), train=train)
-    for _ in run_recipe(Recipe(name="judge", stage=[stage]), folder / "run"):
-        pass
-    judge = packages.load(folder / "run" / "model" / "package")
-    return Bench(PackedSet(digits), Cheap(), judge, 160, cache=folder / "cache")
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [("pair", "give tuple"), ("whole", "give int64 (2, 192)"), ("map", "(2, 3, 8, 8)"), ("one", "(1, 192)")],
+)
+def test_features_that_are_no_vectors_are_refused(form: str, words: str, tmp_path: Path) -> None:
+    mine = load_features(str(scripted(tmp_path / "mine.pt", Bare(form))))
+    with pytest.raises(DataError, match="wanted are floats") as error:
+        probe(mine, 8, 8)
+    assert words in str(error.value)
 
 
-@pytest.fixture(scope="module")
-def model(packages_folder: Path) -> Model:
-    return Model(packages.load(packages_folder / "flow"))
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_features_that_fail_are_one_line(tmp_path: Path) -> None:
+    mine = load_features(str(scripted(tmp_path / "mine.pt", nn.Sequential(nn.Flatten(), nn.Linear(192, 4)))))
+    probe(mine, 8, 8)
+    with pytest.raises(DataError, match=r"fail on pictures \(2, 3, 9, 9\).*cannot be multiplied") as error:
+        probe(mine, 9, 9)
+    assert "\n" not in str(error.value)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (9, 9)).save(tmp_path / name / "0.png")
+    with pytest.raises(DataError, match="fail on pictures"):
+        list(compare([tmp_path / "a", tmp_path / "b"], mine))
 
 
-def measured(events: object) -> tuple[Findings, list[str]]:
-    found, said = None, []
-    for event in events:  # type: ignore[attr-defined]
-        if isinstance(event, Findings):
-            found = event
-        elif isinstance(event, Log):
-            said.append(event.text)
-    assert found is not None
-    return found, said
-
-
-def test_a_package_is_measured_and_measured_again_the_same(model: Model, bench: Bench, tmp_path: Path) -> None:
-    found, said = measured(evaluate([model], bench))
-    values = {metric.name: metric.value for metric in found.metrics}
-    assert values["seen/R@1-real"] > 0.9
-    assert values["seen/R@1"] > 0.2, "twice the chance of ten"
-    assert {"held-out/R@1", "seen/KID-Cheap", "held-out/near-copies-Cheap", "pictures/s"} <= set(values)
-    assert not any("FD" in name for name in values), "160 pictures are too few for FD"
-    again, _ = measured(evaluate([model], bench))
-    same = {metric.name: metric.value for metric in again.metrics}
-    assert {k: v for k, v in same.items() if k != "pictures/s"} == {
-        k: v for k, v in values.items() if k != "pictures/s"
-    }
-    path = report.write([found, again], tmp_path, "flow / digits")
-    page = path.read_text()
-    assert page.count("data:image/png;base64,") == 4
-    assert "R@1-real" in page
-    assert "http" not in page, "the page needs nothing from outside"
-    rows = json.loads((tmp_path / "report.json").read_text())
-    assert rows[0]["metrics"] == [m.model_dump(mode="json") for m in found.metrics]
-    few = [("FD", 2048), ("precision", 1000)]
-    assert said == [
-        f"{group}/{score}-Cheap is left out: 160 pictures, it needs {least}"
-        for group in ("seen", "held-out")
-        for score, least in few
-    ]
-
-
-def test_noise_scores_worse_than_the_model_and_the_real_pictures_best(model: Model, bench: Bench) -> None:
-    class Noisy(Model):
-        def decode(self, x: Tensor) -> list[Image.Image]:
-            return super().decode(torch.randn(x.shape, generator=torch.Generator().manual_seed(0)))
-
-    good, _ = measured(evaluate([model], bench))
-    bad, _ = measured(evaluate([Noisy(model.package)], bench))
-    for name, better in (("seen/KID-Cheap", -1), ("seen/R@1", 1)):
-        one, two = (next(m.value for m in f.metrics if m.name == name) for f in (good, bad))
-        assert better * (one - two) > 0, name
-
-
-def test_without_a_judge_it_says_so_and_goes_on(model: Model, bench: Bench) -> None:
-    found, said = measured(evaluate([model], Bench(bench.data, bench.features, None, 100, cache=bench.cache)))
-    assert any("no judge" in text for text in said)
-    assert not any("R@1" in metric.name for metric in found.metrics)
-    few, said = measured(evaluate([model], Bench(bench.data, bench.features, None, 20, cache=bench.cache)))
-    assert any("it needs 100" in text for text in said)
-    assert not any("seen/KID" in metric.name for metric in few.metrics)
-
-
-def test_a_class_is_asked_by_its_name_whatever_its_captions_are(model: Model, bench: Bench) -> None:
-    rows = bench.groups()[0].rows[:6]
-    for row in rows.tolist():
-        bench.data.rows[row]["captions"] = ["a digit", "数字"]
-    prompts, chinese = bench.prompts(rows, "class")
-    assert [p.text for p in prompts] == [bench.data.label_name(row, "class") for row in rows.tolist()]
-    assert not chinese.any()
-    prompts, chinese = bench.prompts(rows, None)
-    assert [p.text for p in prompts] == ["a digit", "数字"] * 3
-    assert chinese.tolist() == [False, True] * 3
-
-
-def test_a_judge_of_other_pictures_is_refused_before_anything_is_drawn(bench: Bench, tmp_path: Path) -> None:
-    for names, side, words in ((["0", "?"], 8, 'does not know "?"'), (["0", "1"], 16, "looks at pictures")):
-        info = SetInfo(
-            name="other", kind="image", shape=(side, side, 1), labels=[LabelColumn(name="class", values=names)]
-        )
-        with SetWriter(tmp_path / f"other{side}", info) as writer:
-            writer.add(Item("a", np.zeros((side, side, 1), np.uint8), ["0"], [0]))
-        with pytest.raises(DataError, match=re.escape(words)):
-            Judged(Bench(PackedSet(tmp_path / f"other{side}"), Cheap(), bench.judge))
-
-
-def test_what_is_no_judge_is_refused(model: Model, bench: Bench) -> None:
-    with pytest.raises(InvalidInput, match="is no judge"):
-        list(evaluate([model], Bench(bench.data, bench.features, model.package, 20)))
+# Folders
 
 
 def test_two_folders_are_compared(features: EffLite0, tmp_path: Path) -> None:
@@ -324,6 +272,27 @@ def test_two_folders_are_compared(features: EffLite0, tmp_path: Path) -> None:
     assert apart.metrics[0].low is not None
     assert apart.metrics[0].low > alike.metrics[0].value
     assert sum("is left out: 120 pictures" in text for text in said) == 2
+    first, nearest = apart.sheets
+    assert first.title == "a above, c below"
+    assert [len(line) for line in first.lines] == [16, 16]
+    assert nearest.title.startswith("a above, the nearest of c below")
+    report.write([alike], tmp_path / "report", "a / b")
+    kept = json.loads((tmp_path / "report" / "report.json").read_text())[0]
+    assert kept["n"] == [120, 120]
+    assert kept["folders"] == [str(tmp_path / "a"), str(tmp_path / "b")]
+    assert kept["features"]["name"] == "EffLite0"
+
+
+def test_a_sheet_shows_the_nearest_picture_of_the_other_folder_and_large_ones_smaller(tmp_path: Path) -> None:
+    for name, levels in (("drawn", [200, 10, 90]), ("real", [12, 88, 190, 255])):
+        (tmp_path / name).mkdir()
+        for i, level in enumerate(levels):
+            Image.new("RGB", (2 * SIDE, SIDE), (level, level, level)).save(tmp_path / name / f"{i}.png")
+    found, _ = measured(compare([tmp_path / "drawn", tmp_path / "real"], Cheap()))
+    drawn, near = found.sheets[1].lines
+    assert [picture.getpixel((0, 0))[0] for picture in drawn] == [200, 10, 90]
+    assert [picture.getpixel((0, 0))[0] for picture in near] == [190, 12, 88]
+    assert drawn[0].size == (SIDE, SIDE // 2)
 
 
 def test_precision_is_of_the_first_folder_within_the_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,9 +304,8 @@ def test_precision_is_of_the_first_folder_within_the_second(tmp_path: Path, monk
             level = (i % 100) if name == "drawn" else i
             Image.new("RGB", (8, 8), (level, level, level)).save(tmp_path / name / f"{i}.png")
     found, _ = measured(compare([tmp_path / "drawn", tmp_path / "real"], Cheap()))
-    values = {metric.name: metric.value for metric in found.metrics}
-    assert values["precision-Cheap"] == 1
-    assert values["recall-Cheap"] < 0.6
+    assert values(found)["precision-Cheap"] == 1
+    assert values(found)["recall-Cheap"] < 0.6
 
 
 def test_folders_that_cannot_be_compared_are_refused(features: EffLite0, tmp_path: Path) -> None:
@@ -350,77 +318,3 @@ def test_folders_that_cannot_be_compared_are_refused(features: EffLite0, tmp_pat
     Image.new("RGB", (9, 9)).save(tmp_path / "b" / "odd.png")
     with pytest.raises(InvalidInput, match="of another size"):
         list(compare([tmp_path / "a", tmp_path / "b"], features))
-
-
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
-def test_the_command_prints_a_table_and_writes_the_report(
-    packages_folder: Path,
-    digits: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("SOJOURN_CACHE", str(tmp_path / "cache"))
-    args = ["evaluate", str(packages_folder / "flow"), "--data", str(digits), "-n", "16", "--out", str(tmp_path / "r")]
-    args += ["--features", str(scripted(tmp_path))]
-    assert run(args) == 0
-    out = capsys.readouterr()
-    assert "pictures/s" in out.out
-    assert (tmp_path / "r" / "report.html").is_file()
-    assert run(["evaluate", str(packages_folder / "flow")]) == 2
-    assert "name the set" in capsys.readouterr().err
-
-
-def test_prompts_of_ones_own_are_judged_by_the_label_each_names(model: Model, bench: Bench, tmp_path: Path) -> None:
-    file = tmp_path / "mine.tsv"
-    file.write_text("3\t3\n\n 7 \t 7\n0\t0\n1\t1\n", encoding="utf-8")
-    asked = listed(file)
-    assert asked == [("3", "3"), ("7", "7"), ("0", "0"), ("1", "1")]
-    found, said = measured(evaluate([model], replace(bench, count=20, asked=asked)))
-    scores = {metric.name: metric.value for metric in found.metrics}
-    assert scores["prompts/R@1"] > 0.2, "twice the chance of ten"
-    assert any(line.startswith("right of 4: 3 ") for line in said)
-    turned = [(text, str(9 - int(label))) for text, label in asked]
-    wrong, _ = measured(evaluate([model], replace(bench, count=20, asked=turned)))
-    assert {m.name: m.value for m in wrong.metrics}["prompts/R@1"] < scores["prompts/R@1"]
-    with pytest.raises(InvalidInput, match='"heart" of a prompt'):
-        list(evaluate([model], replace(bench, count=20, asked=[("3", "heart")])))
-    file.write_text("3 3\n", encoding="utf-8")
-    with pytest.raises(InvalidInput, match='line 1: "3 3" is no prompt'):
-        listed(file)
-
-
-def test_what_a_package_reads_is_measured_too(bench: Bench, packages_folder: Path) -> None:
-    assert bench.judge is not None
-    found, _ = measured(evaluate([Model(bench.judge)], bench))
-    values = {metric.name: metric.value for metric in found.metrics}
-    assert values["held-out/accuracy-class"] > 0.9, "the judge itself"
-    assert not any("R@1" in name or "KID" in name for name in values), "it draws nothing"
-    found, _ = measured(evaluate([Model(packages.load(packages_folder / "vae"))], bench))
-    values = {metric.name: metric.value for metric in found.metrics}
-    assert 3 < values["autoencoder/PSNR"] < 30
-
-
-def test_drawn_pictures_help_a_classifier_that_has_few_real_ones(
-    model: Model, digits: Path, packages_folder: Path, tmp_path: Path
-) -> None:
-    """Twenty real digits, and a model that was trained on all: what it draws is worth more than they are."""
-    whole = PackedSet(digits)
-    train, held = whole.indices("train")[:20], whole.indices("valid")
-    with SetWriter(tmp_path / "few", whole.info) as writer:
-        for rows, split in ((train, "train"), (held, "valid")):
-            for i in rows.tolist():
-                label = int(whole.labels[i, 0])
-                writer.add(Item(f"d{i}", whole.raw(np.array([i]))[0].numpy(), [str(label)], [label], split=split))
-    bench = Bench(PackedSet(tmp_path / "few"), Cheap(), None, 64, cache=tmp_path / "cache")
-    found = Findings("few")
-    for _ in classified(model, bench, 1920, found):
-        pass
-    values = {metric.name: metric for metric in found.metrics}
-    assert set(values) == {"classifier/real", "classifier/real and drawn", "classifier/drawn", "classifier/gain"}
-    real, both = values["classifier/real"].value, values["classifier/real and drawn"].value
-    assert values["classifier/gain"].value == pytest.approx(both - real)
-    assert real > 0.3
-    vae = Model(packages.load(packages_folder / "vae"))
-    with pytest.raises(InvalidInput, match="draws no classes"):
-        list(classified(vae, bench, 64, Findings("vae")))

@@ -339,6 +339,8 @@ def test_an_edit_as_json(server: Server) -> None:
     answer = post(images=[url(drawing())], mask=url(mask()), n=2)
     assert answer.status_code == 200, answer.text
     assert len(answer.json()["data"]) == 2
+    for strength in (None, [1], {}):  # as good as none
+        assert post(images=[url(drawing())], strength=strength).status_code == 200
     for images in ([{"image_url": "http://127.0.0.1:1/a.png"}], [{"image_url": "file:///etc/passwd"}],
                    [{"file_id": "f"}], ["x"], [7], {}, "x", [url(b"none")]):  # fmt: skip
         refused = post(images=images)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
@@ -49,6 +50,11 @@ FAINT = """() => {
   }
   return out;
 }"""
+MISNAMED = """() => [...document.querySelectorAll("button, a")].filter((node) => {
+  const shown = node.innerText.trim().toLowerCase();
+  return /\\w/.test(shown) && node.ariaLabel && !node.ariaLabel.toLowerCase().startsWith(shown);
+}).map((node) => node.outerHTML)"""
+CELLS = "document.querySelectorAll('.cell').length"
 NAMELESS = """() => [...document.querySelectorAll("input:not([type=hidden]), select, textarea")]
   .filter((field) => !field.labels?.length && !field.ariaLabel).map((field) => field.id)"""
 
@@ -116,6 +122,25 @@ def served(tmp_path_factory: pytest.TempPathFactory, packages_folder: Path) -> I
     server.end()
 
 
+def kept(served: Served, words: str, count: int = 1) -> list[int]:
+    """Pictures in the gallery that nobody drew; their ids. Each is as like the next as can be."""
+    store = Store(f"sqlite:///{served.home}/studio.sqlite")
+    gallery = Gallery(store, Blobs(served.home / "blobs"))
+    sha = gallery.blobs.put(png(Image.new("RGB", (8, 8), "red"), None))
+    ids = [
+        gallery.add(
+            PictureRow(
+                owner="local", sha256=sha, width=8, height=8, words=f"{words} {i}", style=words, model="flow", seed=i,
+                recipe={"prompt": words, "options": {words: words}}, created=time.time(),
+            )
+        )
+        for i in range(count)
+    ]  # fmt: skip
+    gallery.place({id: np.eye(8)[0] for id in ids})
+    store.close()
+    return ids
+
+
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
@@ -141,6 +166,14 @@ class Tab:
         self.page.on("request", lambda request: self.asked.add(request.url))
         self.page.on("response", lambda answer: self.wrong.append(answer.url) if answer.status >= 400 else None)
 
+    def until(self, script: str, wanted: Any) -> None:
+        """Wait for what a script says; the page's own rules keep `wait_for_function` from asking."""
+        for _ in range(600):
+            if (found := self.page.evaluate(script)) == wanted:
+                return
+            self.page.wait_for_timeout(100)
+        raise AssertionError(f"{script} is {found}, not {wanted}")
+
     def close(self) -> None:
         self.context.close()
 
@@ -165,17 +198,21 @@ class TestBrowser:
         begun = time.monotonic()
         page.fill("#prompt", "3 --steps 1000")
         page.press("#prompt", "Enter")
+        assert page.evaluate("document.activeElement.id") == "prompt"
         page.locator(".job .frame.forming img:not([hidden])").first.wait_for()
         print(f"first sample after {time.monotonic() - begun:.1f} s")
         id = page.locator(".job").first.get_attribute("data-job")
         job = page.locator(f".job[data-job='{id}']")
         job.locator(".acts button").first.wait_for()
         assert job.locator(".tile").count() == 4
+        zh = page.evaluate("document.documentElement.lang") == "zh-CN"
+        assert job.get_by_role("status").text_content() == ("完成" if zh else "done")
+        assert page.evaluate(MISNAMED) == []
+        assert job.get_by_role("link", name="U：放大" if zh else "U: larger").count() == 4
         star = job.locator(".acts button[aria-pressed]").first
         star.click()
         page.locator(".job .acts button[aria-pressed=true]").first.wait_for()
-        zh = tab.page.evaluate("document.documentElement.lang") == "zh-CN"
-        job.locator(f".acts button[title='{'小改' if zh else 'Vary a little'}']").first.click()
+        job.locator(f".acts button[title='{'V：小改' if zh else 'V: vary a little'}']").first.click()
         page.locator(f".job:first-child:not([data-job='{id}'])").wait_for()
         page.locator(".job").first.locator(".acts button").first.wait_for()
         job.locator(f".acts button[title='{'配方' if zh else 'Recipe'}']").first.click()
@@ -203,6 +240,18 @@ class TestBrowser:
         assert page.locator("#prompt").get_attribute("aria-expanded") == "true"
         page.keyboard.press("Escape")
         assert page.locator("#completions").is_hidden()
+
+    def test_words_of_an_input_method_are_completed_when_they_stand(self, tab: Tab) -> None:
+        page = tab.page
+        page.goto("/")
+        page.focus("#prompt")
+        keys = tab.context.new_cdp_session(page)
+        keys.send("Input.imeSetComposition", {"text": "红", "selectionStart": 1, "selectionEnd": 1})
+        page.wait_for_timeout(300)
+        assert page.locator("#completions").is_hidden(), "nothing while it is composed"
+        keys.send("Input.insertText", {"text": "红"})
+        page.locator("#completions li", has_text="红").first.wait_for()
+        assert page.input_value("#prompt") == "红"
 
     def test_a_part_is_painted_over_and_changed(self, tab: Tab) -> None:
         page = tab.page
@@ -249,19 +298,120 @@ class TestBrowser:
         assert page.locator("#viewer").is_visible()
         page.keyboard.press("Escape")
 
-    def test_pairs_are_compared_by_keys(self, tab: Tab) -> None:
-        page = tab.page
+    def test_the_gallery_shows_what_was_hidden_and_keeps_collections(self, tab: Tab, served: Served) -> None:
+        page, words = tab.page, f"lantern{time.time_ns()}"
+        ids = kept(served, words, 4)
+        page.goto("/gallery")
+        page.locator(".cell").first.wait_for()
+        with page.expect_response(lambda answer: f"words={words}" in answer.url):
+            page.fill("#words", words)
+        cell = page.locator(".cell", has=page.locator(f"button[aria-label^='{words}']"))
+        tab.until(CELLS, 4)
+        cell.nth(0).locator("input").check()
+        page.locator("[data-act=hide]").click()
+        tab.until(CELLS, 3)
+        page.locator("#hidden").check()
+        tab.until(CELLS, 1)
+        cell.locator("input").check()
+        assert page.locator("[data-act=hide]").is_hidden()
+        page.locator("[data-act=show]").click()
+        page.locator("#nothing").wait_for()
+        page.locator("#hidden").uncheck()
+        tab.until(CELLS, 4)
+
+        page.request.post("/api/v1/collections", data={"name": words, "ids": ids[:2]})
+        page.reload()
+        assert page.locator("#scatter").is_hidden()
+        page.locator("#collection").select_option(label=f"{words} (2)")
+        tab.until(CELLS, 2)
+        cell.nth(0).locator("input").check()
+        page.locator("[data-act=out]").click()
+        page.locator(f"#collection option:text-is('{words} (1)')").wait_for(state="attached")
+        assert page.locator(".cell").count() == 1
+        page.locator("#scatter").click()
+        page.locator("#sure-yes").click()
+        page.locator(f"#collection option:has-text('{words}')").wait_for(state="detached")
+        with page.expect_response(lambda answer: f"words={words}" in answer.url):
+            page.fill("#words", words)
+        tab.until(CELLS, 4)
+
+        page.locator(".cell input").first.check()
+        page.locator("[data-act=trash]").click()
+        tab.until(CELLS, 3)
+        page.locator("#trashed").check()
+        tab.until(CELLS, 1)
+        page.locator("#empty").click()
+        page.keyboard.press("Escape")
+        assert page.locator(".cell").count() == 1, "not without a yes"
+        page.locator("#empty").click()
+        page.locator("#sure-yes").click()
+        page.locator("#nothing").wait_for()
+        page.locator("#trashed").uncheck()
+        tab.until(CELLS, 3)
+
+        page.locator(".cell button").first.click()
+        shown = page.locator("#viewer-words").inner_text()
+        page.locator("#viewer-alike a").first.click()
+        page.locator("#viewer-words", has_not_text=shown).wait_for()
+        assert page.evaluate("document.querySelector('#viewer').contains(document.activeElement)")
+
+    def test_a_long_gallery_loads_what_is_seen_and_asks_for_many_at_once(self, tab: Tab) -> None:
+        page, count = tab.page, 2500
+        asked: list[tuple[str, int]] = []
+
+        def rows(route: Any) -> None:
+            before = int((re.search(r"before=(\d+)", route.request.url) or [0, count + 1])[1])
+            fields = {"words": "a crowd", "model": "flow", "style": None, "stars": 0, "hidden": False, "recipe": {}}
+            ids = range(before - 1, max(0, before - 101), -1)
+            route.fulfill(json=[{**fields, "id": id, "seed": id, "width": 8, "height": 8} for id in ids])
+
+        def rated(route: Any) -> None:
+            asked.append((route.request.post_data_json["kind"], len(route.request.post_data_json["ids"])))
+            route.fulfill(json={"count": 1})
+
+        dot = png(Image.new("RGB", (8, 8), "red"), None)
+        page.route("**/api/v1/pictures?*", rows)
+        page.route("**/api/v1/pictures/*/file", lambda route: route.fulfill(body=dot, content_type="image/png"))
+        page.route("**/api/v1/ratings/many", rated)
+        page.route("**/api/v1/pictures/trash", lambda route: route.fulfill(json={"count": 2}))
+        page.goto("/gallery")
+        page.locator(".cell").first.wait_for()
+        while (found := page.locator(".cell").count()) < count:
+            page.evaluate("scrollTo(0, document.body.scrollHeight)")
+            tab.until(f"{CELLS} > {found}", True)
+        tab.until("document.querySelector('.cell').checkVisibility({contentVisibilityAuto: true})", False)
+        page.locator(".cell input").last.check()
+        page.locator(".cell input").first.click(modifiers=["Shift"])
+        page.locator("[data-act=star]").click()
+        page.locator("#chosen").wait_for(state="hidden")
+        assert asked == [("stars", 1000), ("stars", 1000), ("stars", 500)]
+        assert page.locator(".cell .star").count() == count
+        for i in range(2):
+            page.locator(".cell input").nth(i).check()
+        page.locator("[data-act=trash]").click()
+        tab.until("[...document.querySelectorAll('.grid')].map((block) => block.children.length)", [840, 840, 818])
+
+    def test_pairs_are_compared_by_keys(self, tab: Tab, served: Served) -> None:
+        page, (mine, _) = tab.page, (*kept(served, "starred"), *kept(served, "starred"))
+        star = {"kind": "stars", "picture": mine, "value": 4}
         page.goto("/compare")
         page.locator("#left img[src]").wait_for()
+        page.request.post("/api/v1/ratings", data=star)
+        page.keyboard.press("z")
+        page.wait_for_timeout(300)
+        assert not any("ratings/last" in url for url in tab.asked), "nothing was compared"
         for key in ("ArrowLeft", "ArrowRight", "ArrowUp"):
             told = page.locator("#tally").inner_text()
             page.keyboard.press(key)
             page.locator("#tally", has_not_text=told).wait_for()
         rated = page.evaluate("fetch('/api/v1/ratings?limit=500').then(answer => answer.json())")
+        page.request.post("/api/v1/ratings", data=star)
         page.keyboard.press("z")
         page.wait_for_timeout(500)
         after = page.evaluate("fetch('/api/v1/ratings?limit=500').then(answer => answer.json())")
-        assert len(after) == len(rated) - 1
+        pairs, left = ([row["id"] for row in rows if row["kind"] == "pair"] for rows in (rated, after))
+        assert left == pairs[:-1]
+        assert page.request.get(f"/api/v1/pictures/{mine}").json()["stars"] == 4, "a star is no pair"
 
     def test_the_language_is_chosen_and_kept(self, tab: Tab) -> None:
         page = tab.page
@@ -282,8 +432,12 @@ class TestBrowser:
         assert page.locator(".card h2", has_text="emoji").count() == 1
         page.locator("#recipe-name").select_option("dcgan")
         page.locator("#recipe-fields input[data-key=seen]").wait_for(state="attached")
+        request = {"recipe": "dcgan", "overrides": ["data=no-such-set"], "to": f"none{time.time_ns()}"}
+        job = page.request.post("/api/v1/jobs", data={"kind": "train", "request": request}).json()["id"]
         page.goto("/queue")
-        page.locator("tbody tr").first.wait_for()
+        row, zh = page.locator(f"tr[data-job='{job}']"), page.evaluate("document.documentElement.lang") == "zh-CN"
+        row.get_by_role("status").get_by_text("失败" if zh else "failed").wait_for()
+        assert "no-such-set" in row.inner_text()
 
     def test_a_zip_becomes_a_set_a_package_and_scores(self, tab: Tab, tmp_path: Path) -> None:
         with zipfile.ZipFile(tmp_path / "shapes.zip", "w") as archive:
@@ -321,6 +475,47 @@ class TestBrowser:
         assert "<table>" in Path(kept.value.path()).read_text(encoding="utf-8")
         page.reload()
         page.locator("#trainings article", has_text=f"{name} / {name}").locator("th", has_text="pictures/s").wait_for()
+
+    def test_a_zip_or_a_folder_is_dropped(self, tab: Tab, served: Served, tmp_path: Path) -> None:
+        folder = tmp_path / "图 set"
+        for i in range(128):  # a browser lists a hundred files at a time
+            path = folder / ("square", "round")[i % 2] / f"图{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(png(Image.new("L", (16, 16), 2 * i), None))
+        (folder / ".hidden").write_bytes(b"x" * (65 << 20))
+        with zipfile.ZipFile(tmp_path / "zipped.zip", "w") as archive:
+            archive.write(folder / "round" / "图1.png", "1.png")
+        (tmp_path / "large.bin").write_bytes(b"x" * (65 << 20))
+        page = tab.page
+        page.goto("/models")
+        mouse = tab.context.new_cdp_session(page)
+
+        def drop(path: Path) -> None:
+            data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+            page.locator("#prepare").scroll_into_view_if_needed()
+            box = page.locator("#prepare").bounding_box()
+            for kind in ("dragEnter", "dragOver", "drop"):
+                place = {"type": kind, "x": box["x"] + 20, "y": box["y"] + 20, "data": data}
+                mouse.send("Input.dispatchDragEvent", place)
+
+        held = "document.querySelector('#set-file').files[0]?.name"
+        drop(tmp_path / "large.bin")
+        page.locator(".notice.wrong", has_text="65 MB").wait_for()
+        assert page.evaluate(held) is None
+        drop(tmp_path / "zipped.zip")
+        tab.until(held, "zipped.zip")
+        assert page.input_value("#set-name") == "zipped"
+        page.fill("#set-name", "")
+        drop(folder)
+        tab.until(held, "图 set.zip")
+        name = f"{page.input_value('#set-name')}{time.time_ns()}"
+        assert name.startswith("set")
+        page.fill("#set-name", name)
+        page.fill("#set-size", "16")
+        page.locator("#prepare button.main").click()
+        page.locator(f"#train-set option:text-is('{name}')").wait_for(state="attached")
+        info = json.loads((served.home / "sets" / name / "set.json").read_text(encoding="utf-8"))
+        assert "round" in json.dumps(info)
 
     def test_hostile_words_stay_words(self, tab: Tab, served: Served) -> None:
         """T29: in prompts, styles and recipes, wherever a page shows them."""
@@ -389,13 +584,18 @@ class TestBrowser:
 
     def test_with_a_key_one_logs_in(self, chromium: Any, tmp_path: Path) -> None:
         store = Store(f"sqlite:///{tmp_path}/studio.sqlite")
-        key = Keys(store).add("ann", "generate")
+        key, admin = Keys(store).add("ann", "generate"), Keys(store).add("bea", "admin")
         store.close()
         server = Served(tmp_path)
         tab = Tab(chromium, server.url, "en-US")
         page = tab.page
         page.goto("/")
         assert page.url.endswith("/login")
+        for lang, title in (("zh-CN", "登录"), ("en", "Log in")):
+            page.locator("form.language button").click()
+            page.locator(f"html[lang='{lang}']").wait_for(state="attached")
+            assert page.locator("h1").inner_text() == title
+            assert page.url.endswith("/login")
         page.fill("input[name=key]", "sj-wrong")
         page.click("main button.main")
         page.locator("[role=alert]").wait_for()
@@ -406,6 +606,16 @@ class TestBrowser:
         assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
         page.goto("/models")
         assert page.locator("#train").is_hidden(), "a key to generate may not train"
+        page.request.post("/api/v1/jobs", data={"kind": "generate", "request": {"prompt": "a cat --n 1"}})
+        page.goto("/queue")
+        page.locator("tbody tr", has_text="a cat").wait_for()
+        assert page.locator("tbody td", has_text="ann").count() == 0
+        page.locator("form[action='/logout'] button").click()
+        page.fill("input[name=key]", admin)
+        page.click("main button.main")
+        page.locator("#prompt").wait_for()
+        page.goto("/queue")
+        page.locator("tbody tr", has_text="a cat").locator("td:text-is('ann')").wait_for()
         page.locator("form[action='/logout'] button").click()
         page.locator("input[name=key]").wait_for()
         assert key not in server.log.read_text()

@@ -71,10 +71,28 @@ def test_a_negative_prompt_takes_the_flows_walk_and_a_picture_the_shortest_strid
     theirs = list(flow.sample(cond, Noise([1, 2]), Flow.Options(guidance=2.0), [guidance.negative(other)]))
     assert len(mine) == 20
     torch.testing.assert_close(mine[-1].x, theirs[-1].x)
+    for bounds in ({"guidance_low": 0.5}, {"guidance_high": 2.0}):
+        mine = list(short.sample(cond, Noise([1, 2]), Shortcut.Options(steps=4, guidance=3.0, **bounds)))
+        theirs = list(flow.sample(cond, Noise([1, 2]), Flow.Options(guidance=3.0, **bounds)))
+        torch.testing.assert_close(mine[-1].x, theirs[-1].x)
     source = torch.randn(2, 1, 8, 8)
     levels = short.walk(options, [guidance.source(source, 0.5)]).levels
     assert len(levels) == 9
     assert len(list(short.sample(cond, Noise([1, 2]), options, [guidance.source(source, 0.5)]))) == 4
+
+
+def test_strides_have_their_share_of_small_batches_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, short = pair(strides=2, share=0.25)
+    counts: list[int] = []
+    inner = short.strides
+    monkeypatch.setattr(short, "strides", lambda x0, eps, cond: counts.append(len(x0)) or inner(x0, eps, cond))
+    cond = Cond(labels=torch.ones(2, 1, dtype=torch.long))
+    for _ in range(200):
+        loss = short.loss("denoise", Batch(torch.zeros(2, 1, 8, 8), cond, torch.ones(2)), 0)
+        assert torch.isfinite(loss.value).all()
+        assert all(torch.isfinite(value).all() for value in loss.logs.values())
+    assert set(counts) == {0, 1}
+    assert 0.35 < sum(counts) / 200 < 0.65
 
 
 def told(v: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor, Cond], Tensor]:

@@ -3,7 +3,8 @@
     python docs/experiments/colours.py [PACKAGE] [--steps N] [--sheet FILE.png]
 
 Each pixel that is not of the white ground goes to the nearest basic colour in OKLab. One colour asked: it must be the
-commonest. Two asked: they must be the two commonest, each with a fifth of the coloured pixels at least.
+commonest. Two asked: they must be the two commonest, each with a fifth of the coloured pixels at least; `bound` says in
+how many of these each lies more on its own side, for captions put the first of two things at the left or the top.
 """
 
 from __future__ import annotations
@@ -50,6 +51,15 @@ def holds(found: dict[str, float], asked: tuple[str, ...]) -> bool:
     return set(chosen) == set(asked) and min(found[name] for name in asked) >= (0.2 if len(asked) > 1 else 0)
 
 
+def bound(picture: Image.Image, asked: tuple[str, ...]) -> bool:
+    """Whether the first colour is more at the left and the second more at the right."""
+    middle = picture.width // 2
+    left = shares(picture.crop((0, 0, middle, picture.height)))
+    right = shares(picture.crop((middle, 0, picture.width, picture.height)))
+    first, second = asked
+    return left[first] > right[first] and right[second] > left[second]
+
+
 def main() -> None:
     asked = argparse.ArgumentParser()
     asked.add_argument("package", nargs="?", default="emoji")
@@ -61,9 +71,10 @@ def main() -> None:
     for english, chinese, colours in PROMPTS:
         for text in (english, chinese):
             drawn = [item.pil for item in model.imagine(text, n=SEEDS, seed=0, steps=args.steps)]
-            right = sum(holds(shares(picture), colours) for picture in drawn)
+            right = [picture for picture in drawn if holds(shares(picture), colours)]
             lines.append(drawn)
-            print(f"{right} of {SEEDS}  {text}")
+            sides = f", bound in {sum(bound(picture, colours) for picture in right)}" if len(colours) > 1 else ""
+            print(f"{len(right)} of {SEEDS}  {text}{sides}")
     if args.sheet:
         side = drawn[0].width
         sheet = Image.new("RGB", (side * SEEDS * 2, side * len(PROMPTS)), "white")

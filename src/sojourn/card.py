@@ -56,7 +56,7 @@ def find(name: str | Path, *, paths: bool = True) -> Path:
                 safefile.settle(path)
             if (path / "card.json").is_file():
                 return path
-    known = _folders()
+    known = shelved()
     if str(name) in known:
         return known[str(name)]
     whole, _, part = str(name).partition("/")
@@ -77,7 +77,7 @@ def find(name: str | Path, *, paths: bool = True) -> Path:
 def list_packages() -> list[tuple[str, Path, Card]]:
     """Name, folder and card of every package that `find` knows by name; one whose card is broken is left out."""
     out = []
-    for name, path in sorted(_folders().items()):
+    for name, path in sorted(shelved().items()):
         try:
             out.append((name, path, read(path, verify=False)))
         except PackageError:
@@ -85,7 +85,8 @@ def list_packages() -> list[tuple[str, Path, Card]]:
     return out
 
 
-def _folders() -> dict[str, Path]:
+def shelved() -> dict[str, Path]:
+    """Name -> folder of the packages in home()/models, and of those that ship with Sojourn."""
     found: dict[str, Path] = {}
     for shelf in (Path(__file__).parent / "starter", home() / "models"):
         if shelf.is_dir():

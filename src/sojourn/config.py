@@ -215,7 +215,7 @@ def _value(text: str) -> Any:
     """A TOML value, or the text itself."""
     try:
         return tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text
 
 

@@ -29,7 +29,7 @@ from sojourn.package import Package
 from sojourn.picture import Picture, Pictures, png, read_recipe
 from sojourn.schema import Prompt
 from sojourn.types import Noise, Step
-from sojourn.wishes import RULES, Request, conditions
+from sojourn.wishes import RULES, Request, conditions, kept
 
 ROWS_MAX = 64
 """Rows of one walk at most; longer requests are several walks."""
@@ -193,7 +193,8 @@ class Model:
         }
         options = self.options(request).model_dump(mode="json")
         out = []
-        for row, (picture, prompt) in enumerate(zip(frame.pictures, request.prompts, strict=True)):
+        pictures = kept(self.package, request, frame.pictures)
+        for row, (picture, prompt) in enumerate(zip(pictures, request.prompts, strict=True)):
             recipe = {
                 "package": self.card.identity, "name": self.card.name, "prompt": grammar.format(prompt),
                 "options": options, "strength": request.strength if "source" in inputs else None, "inputs": inputs,

@@ -24,6 +24,8 @@ RULES = frozenset({"palette", "symmetry", "place", "judge"})
 STRICTNESS = {"class": 4.0, "words": 60.0}
 """Weight of what a judge says: of its cross-entropy of a class, of its 1 - cosine to words."""
 WHITE = (1.0, 1.0, 1.0)
+OPEN = 0.1
+"""A place of a mask may change from this share of white on."""
 
 
 @dataclass
@@ -174,8 +176,18 @@ def editable(mask: Image.Image, x: Tensor) -> Tensor:
     """Where a mask lets x (b, c, h, w) change, (b, 1, h, w): 1 wherever it is white in part."""
     height, width = x.shape[2:]
     small = mask.convert("L").resize((width, height), Image.Resampling.BOX)
-    edit = torch.from_numpy(np.asarray(small, np.float32) / 255 > 0.1).float()
+    edit = torch.from_numpy(np.asarray(small, np.float32) / 255 > OPEN).float()
     return edit[None, None].expand(x.shape[0], 1, height, width)
+
+
+def kept(package: Package, request: Request, pictures: Sequence[Image.Image]) -> list[Image.Image]:
+    """The pictures with the source itself wherever the mask is black: a codec gives back no pixel as it was."""
+    if request.source is None or request.mask is None:
+        return list(pictures)
+    packed = package.codec.pack(request.source)
+    source = Image.fromarray(packed[..., 0] if packed.shape[2] == 1 else packed)
+    mask = request.mask.convert("L").resize(source.size, Image.Resampling.BOX).point(lambda v: 255 * (v > OPEN * 255))
+    return [Image.composite(picture.convert(source.mode), source, mask) for picture in pictures]
 
 
 def _likeness(package: Package, request: Request, raw: Tensor) -> Guide:

@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from sojourn.engine import Model
     from sojourn.picture import Pictures
     from sojourn.schema import Event, Prompt
+    from sojourn.wishes import Request
 
 DEFAULT = "emoji"
+NAMED = 200
+"""Different prompts of a `sample` that are looked at for words the package does not know."""
 LIVE = 5
 """Intermediate samples shown of a walk, about."""
 
@@ -32,7 +35,7 @@ LIVE = 5
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out"), help="Folder for the files. Default: out.")
 @click.option("--source", type=click.Path(path_type=Path), help="A picture to start from.")
 @click.option(
-    "--strength", type=click.FloatRange(0, 1), default=0.6, help="How far from the source: 0..1, default 0.6."
+    "--strength", type=click.FloatRange(0, 1), help="How far from the source: 0..1, default 0.6. Not with a mask."
 )
 @click.option("--mask", type=click.Path(path_type=Path), help="A picture, white where the source may change.")
 @click.option("-o", "--option", "more", multiple=True, metavar="NAME=VALUE", help="An option of the family.")
@@ -42,7 +45,7 @@ def imagine(
     words: tuple[str, ...],
     out: Path,
     source: Path | None,
-    strength: float,
+    strength: float | None,
     mask: Path | None,
     more: tuple[str, ...],
     as_json: bool,
@@ -60,25 +63,33 @@ def imagine(
     model = load(prompt.model or DEFAULT)
     if model.reads_words:
         parsed(text)  # without words there is nothing to draw from
-    edit = {"strength": strength} if source else {}
+    if strength is not None and (source is None or mask is not None):
+        raise InvalidInput("--strength says how far from --source, without a mask; leave it out")
+    edit = {"strength": 0.6 if strength is None else strength} if source else {}
     pictures = {"source": source, "mask": mask}
     given = {name: load_picture(path) for name, path in pictures.items() if path is not None}
     request = model.request(prompt, **edit, **given)
     request.options |= given_options(more)
     writable(out)
+    _misread(model, request)
+    results = _show(model, request, live=not (as_json or quiet) and sys.stdout.isatty())
+    _keep(results, out, prompt.text, as_json)
+
+
+def _misread(model: Model, request: Request) -> None:
+    """Say what of the words the package does not know, or does not read as they stand."""
+    text = request.prompts[0].text
     if near := model.unknown(request):
         warn(
             '"{model}" never saw "{text}"; it knows {near}',
             model=model.card.name,
-            text=prompt.text,
+            text=text,
             near=", ".join(near),
         )
-    if (read := model.read(request)) != prompt.text:
-        warn('"{text}" is drawn as "{read}"', text=prompt.text, read=read)
+    if (read := model.read(request)) != text:
+        warn('"{text}" is drawn as "{read}"', text=text, read=read)
     if most := model.cut(request):
         warn('"{model}" reads {count} words at most; the end of the prompt is cut', model=model.card.name, count=most)
-    results = _show(model, request, live=not (as_json or quiet) and sys.stdout.isatty())
-    _keep(results, out, prompt.text, as_json)
 
 
 def _keep(results: Pictures, out: Path, text: str, as_json: bool) -> None:
@@ -156,6 +167,7 @@ def vary(
     given = {"n": count or prompt.n, "seed": prompt.seed if seed is None else seed, "model": None}
     request = loaded.request(prompt.model_copy(update=given), source=picture, strength=VARY[strong])
     writable(out)
+    _misread(loaded, request)
     results = _show(loaded, request, live=not (as_json or quiet) and sys.stdout.isatty())
     _keep(results, out, prompt.text, as_json)
 
@@ -187,16 +199,29 @@ def sample(
     """
     from sojourn.engine import load
     from sojourn.schema import Prompt
+    from sojourn.wishes import Request
 
     if prompts is not None and not prompts.is_file():
         raise NotFound('there is no file "{path}"', path=prompts)
-    lines = [line.strip() for line in prompts.read_text(encoding="utf-8").splitlines()] if prompts else []
+    lines = [line.strip() for line in _lines(prompts)] if prompts else []
     model = load(package)
     names = [*classes, *filter(None, lines)] or model.classes or [""]
     rows = [Prompt.plain(names[i % len(names)], style) for i in range(count)]
     writable(out)
+    for name in [*dict.fromkeys(filter(None, names))][:NAMED]:
+        _misread(model, Request([Prompt.plain(name, style)], [seed]))
     follow(_sampled(model, rows, seed, batch, out, given_options(more)))
     say("{count} pictures in {path}", count=count, path=out)
+
+
+def _lines(path: Path) -> list[str]:
+    from sojourn.data.clean import Refused
+    from sojourn.data.texts import decode
+
+    try:
+        return decode(path.read_bytes())[0].splitlines()
+    except Refused as error:
+        raise InvalidInput('"{path}" is no text: {why}', path=path, why=error) from None
 
 
 def _sampled(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from sojourn.cli.draw import writable
 from sojourn.cli.say import console, follow, say, warn
 from sojourn.errors import InvalidInput
 
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 @click.argument("targets", nargs=-1, required=True, metavar="PACKAGE... | FOLDER FOLDER")
 @click.option("--data", "name", help="The set to measure packages against.")
 @click.option("--judge", help="A judge's package. Default: the one named judge, where there is one.")
-@click.option("--features", default="efflite0", help='"efflite0", or a TorchScript file such as Inception\'s weights.')
+@click.option("--features", default="efflite0", help='"efflite0", or a TorchScript file (docs/measuring.md).')
 @click.option(
     "--prompts",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -75,6 +78,7 @@ def evaluate(
     if name is None:
         if len(folders) != 2 or not all(path.is_dir() and not (path / "card.json").is_file() for path in folders):
             raise InvalidInput("name the set that packages are measured against (--data SET), or give two folders")
+        _ready(out)
         follow(kept(compare(folders, load_features(features))), as_json=False)
         title = f"{folders[0].name} / {folders[1].name}"
     else:
@@ -90,7 +94,9 @@ def evaluate(
             warn("the default judge is left out: {why}", why=left_out.localised())
         if prompts is not None:
             bench.asked = listed(prompts)
-        follow(kept(evaluate([load(target) for target in targets], bench, steps, classifier)), as_json=False)
+        models = [load(target) for target in targets]
+        _ready(out)
+        follow(kept(evaluate(models, bench, steps, classifier)), as_json=False)
         title = f"{', '.join(targets)} / {name}"
     path = report.write(found, out, title)
     if as_json:
@@ -106,10 +112,21 @@ def evaluate(
     say("the report is {path}", path=path)
 
 
+def _ready(out: Path) -> None:
+    """Make the folder for the report before anything is drawn. Raises InvalidInput where one cannot write to it."""
+    writable(out)
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise InvalidInput('cannot write to "{path}": {reason}', path=out, reason=os.strerror(errno.EACCES))
+
+
 def listed(path: Path) -> list[tuple[str, str]]:
     """Prompts and labels of a file of lines "prompt<tab>label"; empty lines are skipped. Raises InvalidInput."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidInput('"{path}" is not UTF-8 (byte {at}); save it as UTF-8', path=path, at=error.start) from None
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(text.splitlines(), 1):
         prompt, _, label = (part.strip() for part in line.partition("\t"))
         if prompt and label:
             found.append((prompt, label))

@@ -10,7 +10,7 @@ import sys
 
 import click
 
-from sojourn.cli.say import console, say
+from sojourn.cli.say import console, say, warn
 from sojourn.errors import InvalidInput
 
 DATABASE = click.option("--database", metavar="URL", help="Default: studio.sqlite in the home folder.")
@@ -66,7 +66,14 @@ def add(name: str, scope: str, database: str | None) -> None:
     from sojourn.studio.keys import Keys
     from sojourn.studio.store import Store
 
-    print(Keys(Store(database)).add(name, scope))  # type: ignore[arg-type]
+    kept = Keys(Store(database))
+    first = not kept.any()
+    print(kept.add(name, scope))  # type: ignore[arg-type]
+    if first and (count := kept.unowned()):
+        warn(
+            "{count} pictures were made while there was no key; to give them to {name}: sojourn keys adopt {name}",
+            count=count, name=name,
+        )  # fmt: skip
 
 
 @keys.command("list")
@@ -82,6 +89,17 @@ def list_keys(database: str | None) -> None:
     for row in Keys(Store(database)).page():
         table.add_row(row.name, row.scope)
     console().print(table)
+
+
+@keys.command()
+@click.argument("name")
+@DATABASE
+def adopt(name: str, database: str | None) -> None:
+    """Give NAME what was made while there was no key: pictures, jobs, collections, ratings."""
+    from sojourn.studio.keys import Keys
+    from sojourn.studio.store import Store
+
+    say("{count} pictures belong to {name} now", count=Keys(Store(database)).adopt(name), name=name)
 
 
 @keys.command()

@@ -48,8 +48,8 @@ class ShortcutOptions(FlowOptions):
 
     steps: int = Field(4, ge=1, le=1000)
     """Noise levels of the walk; time grows with it. A walk from a picture takes the shortest strides, since it can
-    start only at one of its levels; one away from a negative prompt takes 20 steps of the flow, since the strides
-    know only the guidance away from nothing."""
+    start only at one of its levels; one away from a negative prompt, or with guidance in a part of the walk alone,
+    takes 20 steps of the flow, since the strides know only the guidance away from nothing, everywhere."""
 
 
 @register(
@@ -86,7 +86,8 @@ class Shortcut(Flow):
     def loss(self, phase: str, batch: Batch, seen: int) -> Loss:
         x0 = batch.x
         cond = batch.cond.drop(self.config.drop) if self.training else batch.cond
-        count = max(1, round(self.config.share * len(batch)))
+        # By chance where the batch is small: a micro-batch of two must not be half of strides.
+        count = int(self.config.share * len(batch) + float(torch.rand(())))
         eps = torch.randn_like(x0)
         plain = self.path.training(x0[count:], eps[count:], torch.rand(len(batch) - count, device=x0.device))
         far, t, stride, target = self.strides(x0[:count], eps[:count], cond[:count])
@@ -94,7 +95,9 @@ class Shortcut(Flow):
         out = self.velocity(torch.cat([far, plain.input]), torch.cat([t, plain.level]), cond, torch.cat([stride, none]))
         error = (out - torch.cat([target, plain.target])).square().flatten(1).mean(dim=1)  # (m,)
         logs = bucketed(error[count:].detach(), plain.sigma, batch.weight[count:])
-        return Loss(value=error, logs=logs | {"loss/strides": error[:count].mean().detach()})
+        if count:
+            logs["loss/strides"] = error[:count].mean().detach()
+        return Loss(value=error, logs=logs)
 
     @torch.no_grad()
     def strides(self, x0: Tensor, eps: Tensor, cond: Cond) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -124,7 +127,8 @@ class Shortcut(Flow):
 
     def walk(self, options: DiffusionOptions, guides: Sequence[Guide] = ()) -> Walk:
         steps, config = options.steps, self.config
-        if any(isinstance(guide, PromptGuide) and guide.away is not None for guide in guides):
+        bounded = options.guidance_low > 0 or options.guidance_high is not None
+        if bounded or any(isinstance(guide, PromptGuide) and guide.away is not None for guide in guides):
             return super().walk(options.model_copy(update={"steps": max(steps, FLOW_STEPS)}), guides)
         if any(isinstance(guide, SourceGuide) for guide in guides):
             steps = max(steps, 2**config.strides)
@@ -135,5 +139,4 @@ class Shortcut(Flow):
         def net(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
             return self.velocity(x, t, cond, torch.full((len(t),), number, device=t.device))
 
-        strength = Strength(options.guidance / config.guided, options.guidance_low, options.guidance_high)
-        return Walk(self.path.denoiser(net), strength, flow_sigmas(steps), euler)
+        return Walk(self.path.denoiser(net), Strength(options.guidance / config.guided), flow_sigmas(steps), euler)

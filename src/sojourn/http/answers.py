@@ -71,6 +71,11 @@ def kept(error: dict[str, Any] | None) -> Refusal:
     return refusal
 
 
+def in_words(error: dict[str, Any], lang: str) -> dict[str, Any]:
+    """The error of a failed job, with its `message` in a language."""
+    return {**error, "message": said(kept(error), lang)}
+
+
 def body(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     kind = TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -19,11 +19,14 @@ from starlette.exceptions import HTTPException
 
 from sojourn.errors import SojournError
 from sojourn.http import answers, files, gallery, native, openai, pages, texts, workers
-from sojourn.http.guard import Guard, Limits
+from sojourn.http.bodies import Limits
+from sojourn.http.guard import Guard
 from sojourn.http.site import Site, site
 from sojourn.studio.studio import Studio
 
 log = logging.getLogger("sojourn.http")
+READ_S = 10.0
+"""How long a request waits for a database that is away before it is told so."""
 
 
 class Health(BaseModel):
@@ -38,6 +41,7 @@ def create_app(
 ) -> FastAPI:
     """An ASGI app for a studio. names: host names it is called by; works: whether it starts worker processes."""
     here = Site(studio)
+    studio.store.patience_s = READ_S
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -45,6 +49,7 @@ def create_app(
         if works:
             await run_in_threadpool(studio.work)
         yield
+        here.hub.end()
         here.hub.close()
         here.uploads.close()
         await run_in_threadpool(studio.close)
@@ -67,7 +72,7 @@ def create_app(
     app.include_router(pages.router)
 
     @app.get("/health", tags=["Server"], responses=answers.statuses())
-    def health() -> Health:
+    async def health() -> Health:  # of no thread: while the database is away they may all wait for it
         """Whether the server answers."""
         return Health(version=version("sojourn"))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import hashlib
+import re
+from typing import Annotated, BinaryIO
 
 from fastapi import APIRouter, Path, Request, UploadFile
 from fastapi.responses import Response
@@ -33,7 +35,7 @@ async def upload(file: UploadFile, request: Request) -> Picture:
     """Keep a picture to edit or as a mask: a JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF … of at most 64 MiB."""
     here = site(request)
     here.need(request, "generate")
-    picture = await here.uploads.decoded(await file.read(), "file")
+    picture = await here.uploads.decoded(file.file, "file")
     name = await run_in_threadpool(here.uploads.keep, picture)
     return Picture(sha256=name, width=picture.width, height=picture.height)
 
@@ -43,10 +45,18 @@ async def archive(file: UploadFile, request: Request) -> Upload:
     """Keep a zip to prepare a training set from, of at most 64 MiB. Wants a key of scope train."""
     here = site(request)
     here.need(request, "train")
-    data = await file.read()
-    if not data.startswith(ARCHIVES):
+    if not (await file.read(4)).startswith(ARCHIVES):
         raise Refusal(400, "the upload is no zip", param="file", code="invalid_file")
-    return Upload(sha256=await run_in_threadpool(here.studio.blobs.put, data), size_bytes=len(data))
+
+    def keep(source: BinaryIO) -> Upload:  # piece by piece: there may be many at once
+        source.seek(0)
+        sha256 = hashlib.file_digest(source, "sha256").hexdigest()  # type: ignore[arg-type]
+        size = source.tell()
+        source.seek(0)
+        here.studio.blobs.keep(sha256, source)
+        return Upload(sha256=sha256, size_bytes=size)
+
+    return await run_in_threadpool(keep, file.file)
 
 
 @router.get("/api/v1/jobs/{id}/artifacts/{sha256}", responses=statuses(404), response_class=Response)
@@ -60,5 +70,6 @@ def artifact(id: Id, sha256: Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")], re
     data = site(request).studio.blobs.get(sha256)
     if suffix in SERVED:
         return Response(data, media_type=SERVED[suffix])
-    headers = {"content-disposition": f'attachment; filename="{sha256[:12]}.bin"'}
+    kind = suffix if re.fullmatch(r"\.[a-z0-9]{1,8}", suffix) else ".bin"  # a worker elsewhere may have told it
+    headers = {"content-disposition": f'attachment; filename="sojourn-{id}-{sha256[:12]}{kind}"'}
     return Response(data, media_type="application/octet-stream", headers=headers)

@@ -59,6 +59,12 @@ class Named(Chosen):
     name: Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
+class Taken(Chosen):
+    """Some pictures of a collection."""
+
+    collection: Annotated[int, Field(ge=1, le=2**63 - 1)]
+
+
 class CollectionOut(BaseModel):
     id: int
     name: str
@@ -76,6 +82,16 @@ class Rating(BaseModel):
     """stars: 0..5. hide: 1 hides, 0 shows again. pair: 1 = better than the other, 0 = a draw."""
     other: int | None = Field(None, ge=1, le=2**63 - 1)
     """The other picture of a pair."""
+
+
+class Ratings(Chosen):
+    """What somebody thought of many pictures alike."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    kind: Literal["stars", "hide"]
+    value: int = Field(ge=0, le=5)
+    """stars: 0..5. hide: 1 hides, 0 shows again."""
 
 
 class RatingOut(BaseModel):
@@ -208,6 +224,12 @@ def collect(named: Named, request: Request) -> Kept:
     return Kept(id=site(request).studio.gallery.collect(owner(request), named.name, named.ids))
 
 
+@router.post("/api/v1/collections/out", responses=statuses(404, 415))
+def take_out(taken: Taken, request: Request) -> Count:
+    """Take pictures out of a collection; they stay in the gallery."""
+    return Count(count=site(request).studio.gallery.take_out(owner(request), taken.collection, taken.ids))
+
+
 @router.delete("/api/v1/collections/{id}", responses=statuses(404))
 def scatter(id: Id, request: Request) -> Count:
     """Do away with a collection; its pictures stay."""
@@ -225,10 +247,17 @@ def rate(rating: Rating, request: Request) -> Kept:
     return Kept(id=ratings.rate(owner(request), rating.kind, rating.picture, rating.value, rating.other))
 
 
+@router.post("/api/v1/ratings/many", status_code=201, responses=statuses(415))
+def rate_many(given: Ratings, request: Request) -> Count:
+    """Rate pictures alike; how many were yours."""
+    ratings = site(request).studio.ratings
+    return Count(count=ratings.rate_many(owner(request), given.kind, given.ids, given.value))
+
+
 @router.delete("/api/v1/ratings/last", responses=statuses(404))
-def undo(request: Request) -> Kept:
-    """Take your last rating back."""
-    undone = site(request).studio.ratings.undo(owner(request))
+def undo(request: Request, kind: Literal["stars", "hide", "pair"] | None = None) -> Kept:
+    """Take your last rating back, or your last one of a kind."""
+    undone = site(request).studio.ratings.undo(owner(request), kind)
     if undone is None:
         raise Refusal(404, "there is no rating to take back")
     return Kept(id=undone.id)

@@ -1,11 +1,11 @@
-"""What stands before every route: hosts and origins, keys, sizes and speeds of bodies, headers of answers.
+"""What stands before every route: hosts and origins, keys, how much is asked, headers of answers.
 
 Plain ASGI, so that it also holds for what no route takes.
 """
 
 from __future__ import annotations
 
-import asyncio
+import hashlib
 import ipaddress
 import json
 import logging
@@ -14,25 +14,28 @@ import time
 import traceback
 import uuid
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
-from typing import Any
 
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from sojourn import safefile
-from sojourn.errors import PackageError, SojournError, translate
-from sojourn.http.answers import RETRY_S, body
+from sojourn.errors import SojournError, translate
+from sojourn.http.answers import RETRY_S, body, refused
+from sojourn.http.bodies import (
+    App,
+    Denied,
+    Limits,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    Slow,
+    check_json,
+    replayed,
+)
 from sojourn.studio.keys import Caller, Keys
-
-Scope = dict[str, Any]
-Message = dict[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 COOKIE = "sojourn_key"
 log = logging.getLogger("sojourn.http")
@@ -40,30 +43,17 @@ LOCAL = Caller("local", "admin")
 """Who asks where there is no key: anyone on this machine."""
 OPEN = {"/health"}
 """Routes for everyone."""
-DOORS = {"/login", "/static", "/v1/files"}
+DOORS = {"/login", "/logout", "/language", "/static", "/v1/files"}
 """What is needed to come in, the page to log in and its files; and addresses of pictures that are keys themselves."""
+PUSHED = {"/login", "/logout", "/language"}
+"""Doors that take a POST."""
+LIGHT = re.compile(r"/static/.*|/v1/files/.*|/api/v1/(pictures/\d+/file|jobs/\d+/artifacts/.*|models/.*/sheet)")
+"""Files that a page asks for by the dozen: counted apart, or who scrolls a gallery could not draw any more."""
+FILES = 10
+"""So many times the requests of a minute may be for these."""
+SEEN_S = 2.0
+"""How long a key that was found is believed."""
 WORKERS = "/api/v1/workers/"
-DEPTH = 64
-"""How deep a JSON body may nest."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How much, and how fast."""
-
-    json_bytes: int = 1 << 20
-    upload_bytes: int = 64 << 20
-    body_s: float = 15.0
-    """Seconds a body may take, and one more for each slowest_bytes of it."""
-    slowest_bytes: int = 16 << 10
-    send_s: float = 60.0
-    """Seconds after which a reader who took less than slowest_bytes is let go."""
-    per_minute: int = 1200
-    """Requests of a caller in a minute."""
-    wrong: int = 10
-    """Wrong keys from one address in a minute."""
-
-
 HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "same-origin",
@@ -75,16 +65,6 @@ HEADERS = {
 }
 
 
-class Denied(HTTPException):
-    """The request goes no further. Raised while a route reads the body, too: as the kind that FastAPI lets through."""
-
-    def __init__(self, status: int, template: str, code: str | None = None, **more: Any) -> None:
-        self.status, self.template, self.code = status, template, code
-        told: dict[str, str] = more.pop("headers", {})
-        self.fields = more
-        super().__init__(status, template.format(**more) if more else template, told)
-
-
 @dataclass
 class Guard:
     """The middleware. `names`: host names by which this server is called, besides addresses and localhost."""
@@ -92,7 +72,7 @@ class Guard:
     app: App
     keys: Keys
     names: frozenset[str] = frozenset()
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     _seen: OrderedDict[str, tuple[float, Caller]] = field(default_factory=OrderedDict)
     _locked: tuple[float, bool] | None = None
     _counts: dict[str, tuple[float, int]] = field(default_factory=dict)
@@ -126,7 +106,8 @@ class Guard:
             self._check_origin(scope, headers)
             if "\0" in scope["path"] or b"%00" in scope.get("query_string", b""):
                 raise Denied(400, "the address holds a NUL character")
-            scope["state"]["caller"] = await self._caller(scope, headers)
+            caller = scope["state"]["caller"] = await self._caller(scope, headers)
+            scope["state"]["holds"] = lambda: self._holds(headers, caller)
             self._count(scope)
             await self.app(scope, await self._body(scope, headers, receive), answer)
         except Denied as denied:
@@ -134,6 +115,12 @@ class Guard:
                 await self._deny(denied, headers, answer)
         except ClientDisconnect:
             return  # nobody reads
+        except SojournError as error:  # the database is away
+            told = refused(error)
+            if not started:
+                again = Denied(told.status, told.template, headers=told.headers)
+                again.fields = told.fields
+                await self._deny(again, headers, answer)
         except Exception as error:
             frames = "".join(traceback.format_tb(error.__traceback__))  # the message may hold what people wrote
             log.error("%s failed: %s\n%s", id, type(error).__name__, frames)
@@ -168,33 +155,58 @@ class Guard:
 
     async def _caller(self, scope: Scope, headers: _Headers) -> Caller | None:
         """Whose request this is."""
-        path = scope["path"]
+        method, path = scope["method"], scope["path"]
         if path in OPEN or not await self._is_locked():
             return LOCAL
-        given, sent = headers.all("authorization"), headers.first("authorization")
-        key = sent[7:].strip() if sent[:7].lower() == "bearer " and len(given) == 1 else _cookie(headers)
+        key, by_cookie = _key(headers)
         address = (scope.get("client") or ("?",))[0]
-        if key and len(key) < 200:
-            held = self._seen.get(key)
-            if held is not None and time.monotonic() - held[0] < 2.0:
-                return held[1]
-            found = await run_in_threadpool(self.keys.caller, key)
-            if found is not None:
-                self._seen[key] = (time.monotonic(), found)
-                while len(self._seen) > 1000:
-                    self._seen.popitem(last=False)
-                return found
-            if self._tally(f"wrong {address}") > self.limits.wrong:
-                raise Denied(429, "too many wrong keys; wait a minute", "rate_limit_exceeded", headers=_later(60))
         at_door = any(path == door or path.startswith(door + "/") for door in DOORS)
-        if at_door and (scope["method"] == "GET" or (scope["method"], path) == ("POST", "/login")):
-            if scope["method"] == "POST" and self._told(f"wrong {address}") >= self.limits.wrong:
+        at_door = at_door and (method == "GET" or (method == "POST" and path in PUSHED))
+        # A browser brings its cookie everywhere, also one that is worth nothing any more.
+        if key and not (at_door and by_cookie):
+            if (found := await self._known(key)) is not None:
+                return found
+            if self._guessed(address, key):
+                raise Denied(429, "too many wrong keys; wait a minute", "rate_limit_exceeded", headers=_later(60))
+        if at_door:
+            if (method, path) == ("POST", "/login") and self._told(f"wrong {address}") >= self.limits.wrong:
                 raise Denied(429, "too many wrong keys; wait a minute", "rate_limit_exceeded", headers=_later(60))
             return None
-        if not key and scope["method"] == "GET" and "text/html" in headers.first("accept"):
-            raise Denied(303, "log in first", headers={"location": "/login"})
+        if (not key or by_cookie) and method == "GET" and "text/html" in headers.first("accept"):
+            gone = {"set-cookie": f"{COOKIE}=; Max-Age=0; Path=/; HttpOnly; SameSite=strict"} if by_cookie else {}
+            raise Denied(303, "log in first", headers={"location": "/login", **gone})
         raise Denied(401, "no key, or a wrong one; send `Authorization: Bearer KEY`", "invalid_api_key",
                      headers={"www-authenticate": "Bearer"})  # fmt: skip
+
+    async def _known(self, key: str) -> Caller | None:
+        """Whose key this is; looked up once in SEEN_S."""
+        held = self._seen.get(key)
+        if held is not None and time.monotonic() - held[0] < SEEN_S:
+            return held[1]
+        found = await run_in_threadpool(self.keys.caller, key)
+        self._seen.pop(key, None)
+        if found is not None:
+            self._seen[key] = (time.monotonic(), found)
+            while len(self._seen) > 1000:
+                self._seen.popitem(last=False)
+        return found
+
+    def _guessed(self, address: str, key: str) -> bool:
+        """Whether a wrong key is one more than an address may try; the same one counts once in a minute."""
+        name = f"key {address} {hashlib.sha256(key.encode('utf-8', 'surrogatepass')).hexdigest()}"
+        if self._told(name):
+            return False
+        if self._tally(f"wrong {address}") > self.limits.wrong:
+            return True
+        self._tally(name)
+        return False
+
+    async def _holds(self, headers: _Headers, caller: Caller | None) -> bool:
+        """Whether the caller of a request that goes on may still come in: keys are taken back."""
+        if not await self._is_locked():
+            return caller == LOCAL
+        key, _ = _key(headers)
+        return bool(key) and await self._known(key) == caller
 
     async def _is_locked(self) -> bool:
         """Whether a key is needed; looked at once a second while none is. With the last key the door stays shut."""
@@ -224,9 +236,12 @@ class Guard:
         if scope["path"] in OPEN or (caller is not None and caller.scope == "worker"):
             return
         who = caller.owner if caller is not None else f"at {(scope.get('client') or ('?',))[0]}"
-        if self._tally(f"of {who}") > self.limits.per_minute:
+        most = self.limits.per_minute
+        if scope["method"] == "GET" and LIGHT.fullmatch(scope["path"]):
+            who, most = f"{who}, files", most * FILES
+        if self._tally(f"of {who}") > most:
             raise Denied(429, "more than {count} requests in a minute; wait a little", "rate_limit_exceeded",
-                         headers=_later(RETRY_S), count=self.limits.per_minute)  # fmt: skip
+                         headers=_later(RETRY_S), count=most)  # fmt: skip
 
     async def _body(self, scope: Scope, headers: _Headers, receive: Receive) -> Receive:
         """A `receive` that gives up on bodies that are too large, too slow or, as JSON, unsound."""
@@ -243,7 +258,7 @@ class Guard:
         if length and (not re.fullmatch("[0-9]{1,18}", length) or int(length) > most):
             raise Denied(413, "the body has {size} bytes, at most {most}", "too_large",
                          headers={"connection": "close"}, size=length[:20], most=most)  # fmt: skip
-        limited = _Slow(receive, most, self.limits, scope.get("sojourn.crumbs", bool))
+        limited = Slow(receive, most, self.limits, scope.get("sojourn.crumbs", bool))
         if not as_json:
             return limited
         data = bytearray()
@@ -255,10 +270,10 @@ class Guard:
             if not message.get("more_body"):
                 break
         if len(data) > self.limits.json_bytes:
-            await run_in_threadpool(_check_json, bytes(data))
+            await run_in_threadpool(check_json, bytes(data))
         elif data:
-            _check_json(bytes(data))
-        return _replayed(bytes(data), receive)
+            check_json(bytes(data))
+        return replayed(bytes(data), receive)
 
     async def _deny(self, denied: Denied, headers: _Headers, send: Send) -> None:
         lang = "zh" if headers.first("accept-language").lower().startswith("zh") else "en"
@@ -284,83 +299,6 @@ class _Headers:
         return next(iter(self.all(name)), "")
 
 
-class _Slow:
-    """`receive` with a size and a time that the whole body may take. crumbs: whether it comes in tiny pieces."""
-
-    def __init__(self, receive: Receive, most: int, limits: Limits, crumbs: Callable[[], bool]) -> None:
-        self.receive, self.most, self.limits, self.crumbs = receive, most, limits, crumbs
-        self.size, self.begun, self.whole = 0, time.monotonic(), False
-
-    async def __call__(self) -> Message:
-        if self.whole:
-            return await self.receive()
-        allowed = self.limits.body_s + self.size / self.limits.slowest_bytes
-        left = self.begun + allowed - time.monotonic()
-        try:
-            message = await asyncio.wait_for(self.receive(), max(left, 0.01))
-        except TimeoutError:
-            raise Denied(408, "the body came too slowly", "timeout", headers={"connection": "close"}) from None
-        if message["type"] == "http.request":
-            self.size += len(message.get("body", b""))
-            self.whole = not message.get("more_body")
-            if self.crumbs():
-                raise Denied(
-                    413, "the body comes in too many tiny pieces", "too_large", headers={"connection": "close"}
-                )
-            if self.size > self.most:
-                raise Denied(413, "the body has {size} bytes, at most {most}", "too_large",
-                             headers={"connection": "close"}, size=self.size, most=self.most)  # fmt: skip
-        return message
-
-
-def _replayed(data: bytes, receive: Receive) -> Receive:
-    """A body that was read already, once more."""
-    told = False
-
-    async def again() -> Message:
-        nonlocal told
-        if not told:
-            told = True
-            return {"type": "http.request", "body": data, "more_body": False}
-        return await receive()
-
-    return again
-
-
-def _check_json(data: bytes) -> None:
-    """Refuse what parsers read differently, or at a cost: double keys, NaN, half characters, depth, huge numbers."""
-    try:
-        value = safefile.parse_json(data, "body")
-    except PackageError as error:
-        reason = str(error.fields.get("reason", "it is not an object"))
-        raise Denied(400, "the body is not sound JSON: {reason}", "invalid_json", reason=reason) from None
-    except SojournError as error:
-        raise Denied(400, error.template, "invalid_json", **error.fields) from None
-    if reason := _unsound(value):
-        raise Denied(400, "the body is not sound JSON: {reason}", "invalid_json", reason=reason)
-
-
-def _unsound(value: Any) -> str:
-    """What databases or other parsers would choke on: an integer beyond 64 bits, a NUL, depth. "" = nothing."""
-    level = [value]
-    for _ in range(DEPTH):
-        deeper: list[Any] = []
-        for item in level:
-            if isinstance(item, dict):
-                deeper += item.keys()
-                deeper += item.values()
-            elif isinstance(item, list):
-                deeper += item
-            elif type(item) is int and not -(2**63) <= item < 2**63:
-                return "a number beyond 64 bits"
-            elif isinstance(item, str) and "\0" in item:
-                return "a NUL character"
-        if not deeper:
-            return ""
-        level = deeper
-    return "it is nested too deeply"
-
-
 def _headers(raw: list[tuple[bytes, bytes]], id: str) -> list[tuple[bytes, bytes]]:
     """An answer's headers with those that all answers have."""
     have = {name.lower() for name, _ in raw}
@@ -372,6 +310,14 @@ def _headers(raw: list[tuple[bytes, bytes]], id: str) -> list[tuple[bytes, bytes
 
 def _later(seconds: int) -> dict[str, str]:
     return {"retry-after": str(seconds)}
+
+
+def _key(headers: _Headers) -> tuple[str, bool]:
+    """The key of a request, "" for none or what can be none, and whether a browser brought it as its cookie."""
+    given, sent = headers.all("authorization"), headers.first("authorization")
+    by_header = sent[:7].lower() == "bearer " and len(given) == 1
+    key = sent[7:].strip() if by_header else _cookie(headers)
+    return (key, not by_header) if 0 < len(key) < 200 else ("", False)
 
 
 def _cookie(headers: _Headers) -> str:

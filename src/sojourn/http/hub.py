@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TypeVar
 
+import anyio.to_thread
+from anyio import CapacityLimiter
 from starlette.concurrency import run_in_threadpool
 
 from sojourn.errors import SojournError
@@ -16,16 +20,41 @@ from sojourn.studio.studio import Studio
 
 LOOK_S = 2.0
 """Without a ring, the database is looked at so often: a ring may be lost."""
-BACK = 200
-"""So many ids back events are looked for again: PostgreSQL commits them in another order than it numbers them."""
-
+THREADS = 4
+"""Looks at the database at once: where it is away, those who listen do not take the threads of those who ask."""
 MOST = 1000
 """Events of one look at the database."""
 KEPT = 1000
 """Events that wait for one reader at most."""
 
+T = TypeVar("T")
 Wants = Callable[[Happened], bool]
-Queue = asyncio.Queue[Happened]
+
+
+@dataclass(eq=False)
+class Reader:
+    """One who listens. None in the queue wakes without an event."""
+
+    wants: Wants
+    queue: asyncio.Queue[Happened | None] = field(default_factory=asyncio.Queue)
+    lost: bool = False
+    """Whether it was so slow that events were let go: it reads them from the database."""
+
+    def give(self, event: Happened) -> None:
+        if self.lost or not self.wants(event):
+            return
+        if self.queue.qsize() >= KEPT:
+            while not self.queue.empty():
+                self.queue.get_nowait()
+            self.lost = True
+        self.queue.put_nowait(None if self.lost else event)
+
+    async def next(self) -> Happened | None:
+        """The next event; None after a while without one, and where some were lost."""
+        try:
+            return await asyncio.wait_for(self.queue.get(), LOOK_S)
+        except TimeoutError:
+            return None
 
 
 class Hub:
@@ -35,7 +64,9 @@ class Hub:
         self.studio = studio
         self._ear = Bell(studio.bell.folder)
         self._rung = asyncio.Event()
-        self._readers: dict[Queue, Wants] = {}
+        self._readers: set[Reader] = set()
+        self._threads = CapacityLimiter(THREADS)
+        self.ending = False
         self._rings: deque[tuple[int, str]] = deque(maxlen=64)
         self._ring = asyncio.Event()
         self._pump: asyncio.Task[None] | None = None
@@ -44,6 +75,12 @@ class Hub:
         """Begin to hear. In the running loop."""
         asyncio.get_running_loop().add_reader(self._ear.listen(), self._hear)
         self._pump = asyncio.get_running_loop().create_task(self._run())
+
+    def end(self) -> None:
+        """The server ends: wake those who listen to what has no end, that they may stop."""
+        self.ending = True
+        for reader in self._readers:
+            reader.queue.put_nowait(None)
 
     def close(self) -> None:
         if self._pump is not None:
@@ -69,45 +106,41 @@ class Hub:
 
     async def _run(self) -> None:
         """Read what is new once for all, and deal it out."""
-        last = await run_in_threadpool(self.studio.jobs.latest)
-        dealt: deque[int] = deque(maxlen=2 * BACK)
+        last: int | None = None
         while True:
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._rung.wait(), LOOK_S)
-            self._rung.clear()
             try:
-                after = last if self.studio.store.local else max(last - BACK, 0)
-                events = await run_in_threadpool(self.studio.jobs.events, after)
+                if last is None:
+                    last = await self._asked(self.studio.jobs.latest)
+                events = await self._asked(self.studio.jobs.events, last, None, None, MOST)
             except SojournError:
-                continue  # the database is away; it is asked again
+                events = []  # the database is away; it is asked again
             for event in events:
-                if event.id in dealt:
-                    continue
-                dealt.append(event.id)
-                last = max(last, event.id)
-                for queue, wants in self._readers.items():
-                    if wants(event):
-                        queue.put_nowait(event)
-                    if queue.qsize() > KEPT:  # who is so slow looks at the database again
-                        while not queue.empty():
-                            queue.get_nowait()
-            if len(events) >= MOST:
-                self._rung.set()  # there are more
+                last = event.id
+                for reader in self._readers:
+                    reader.give(event)
+            if len(events) < MOST:
+                with suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._rung.wait(), LOOK_S)
+                self._rung.clear()
+
+    async def _asked(self, what: Callable[..., T], *more: object) -> T:
+        return await anyio.to_thread.run_sync(what, *more, limiter=self._threads)
 
     @contextmanager
-    def _reading(self, wants: Wants) -> Iterator[Queue]:
-        queue: Queue = asyncio.Queue()
-        self._readers[queue] = wants
+    def _reading(self, wants: Wants) -> Iterator[Reader]:
+        reader = Reader(wants)
+        self._readers.add(reader)
         try:
-            yield queue
+            yield reader
         finally:
-            del self._readers[queue]
+            self._readers.remove(reader)
 
-    async def follow(self, job: int, after: int = 0) -> AsyncIterator[Happened | None]:
+    async def follow(self, job: int, after: int = 0) -> AsyncGenerator[Happened | None, None]:
         """Events of a job as they happen, until it is over; None where nothing did for a while."""
-        with self._reading(lambda event: event.job == job) as queue:
+        with self._reading(lambda event: event.job == job) as reader:
             while True:
-                over, events = await run_in_threadpool(self._look, job, after)
+                reader.lost = False  # before the look, which sees what was let go
+                over, events = await self._asked(self._look, job, after)
                 for event in events:
                     after = event.id
                     yield event
@@ -115,7 +148,7 @@ class Hub:
                     continue  # there are more
                 if over:
                     return
-                while (heard := await _next(queue)) is not None:
+                while (heard := await reader.next()) is not None:
                     if heard.id <= after:
                         continue
                     after = heard.id
@@ -124,21 +157,22 @@ class Hub:
                         return
                 yield None
 
-    async def watch(self, owner: str, after: int) -> AsyncIterator[Happened | None]:
-        """Events of all jobs of an owner, without an end."""
-        with self._reading(lambda event: event.owner == owner) as queue:
-            told: deque[int] = deque(maxlen=2 * KEPT)
+    async def watch(self, owner: str, after: int) -> AsyncGenerator[Happened | None, None]:
+        """Events of all jobs of an owner, without an end; None where nothing happened for a while."""
+        with self._reading(lambda event: event.owner == owner) as reader:
             while True:
-                for event in await run_in_threadpool(self.studio.jobs.events, after, None, owner):
+                reader.lost = False
+                events = await self._asked(self.studio.jobs.events, after, None, owner, MOST)
+                for event in events:
                     after = event.id
-                    if event.id not in told:
-                        told.append(event.id)
-                        yield event
-                while (heard := await _next(queue)) is not None:
-                    after = max(after, heard.id)
-                    if heard.id not in told:
-                        told.append(heard.id)
-                        yield heard
+                    yield event
+                if len(events) >= MOST:
+                    continue  # there are more
+                while (heard := await reader.next()) is not None:
+                    if heard.id <= after:
+                        continue
+                    after = heard.id
+                    yield heard
                 yield None
 
     async def over(self, job: int) -> Job:
@@ -149,12 +183,4 @@ class Hub:
 
     def _look(self, job: int, after: int) -> tuple[bool, list[Happened]]:
         over = self.studio.jobs.get(job).over  # first: the events of an end come with it
-        return over, self.studio.jobs.events(after, job)
-
-
-async def _next(queue: Queue) -> Happened | None:
-    """The next event, or None after a while without one."""
-    try:
-        return await asyncio.wait_for(queue.get(), LOOK_S)
-    except TimeoutError:
-        return None
+        return over, self.studio.jobs.events(after, job, None, MOST)

@@ -7,7 +7,7 @@ import io
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from fastapi import Request
@@ -53,32 +53,34 @@ def encoded(raw: bytes, format: str, size: tuple[int, int] | None, quality: int 
     return out.getvalue()
 
 
-async def parts(request: Request) -> tuple[dict[str, Any], list[bytes], bytes | None]:
-    """Fields, pictures and mask of a form or of a JSON body."""
+async def parts(
+    request: Request,
+) -> tuple[dict[str, Any], list[bytes | BinaryIO], bytes | BinaryIO | None]:
+    """Fields, pictures and mask of a form or of a JSON body. Those of a form are files: they may have to wait."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
         sent = json.loads(await request.body() or b"{}")
         images = sent.pop("images", []) if isinstance(sent.get("images", []), list) else []
         given = [sent.pop("image")] if isinstance(sent.get("image"), str) else []
-        mask = sent.pop("mask", None)
+        veil = sent.pop("mask", None)
         return (
             sent,
             [_data_url(item, "images") for item in [*given, *images][: MOST + 1]],
-            None if mask is None else _data_url(mask, "mask"),
+            None if veil is None else _data_url(veil, "mask"),
         )
     if kind != "multipart/form-data":
         raise Refusal(415, "send multipart/form-data or application/json", code="unsupported_media_type")
     form = await request.form(max_files=18, max_fields=64, max_part_size=64 << 10)
     fields: dict[str, Any] = {}
-    pictures: list[bytes] = []
-    mask = None
+    pictures: list[bytes | BinaryIO] = []
+    mask: bytes | BinaryIO | None = None
     for name, value in form.multi_items():
         if isinstance(value, str):
             fields[name] = value
         elif name in ("image", "image[]"):
-            pictures.append(await value.read())
+            pictures.append(value.file)
         elif name == "mask":
-            mask = await value.read()
+            mask = value.file
     if len(pictures) > MOST:
         raise Refusal(400, "at most {most} pictures, found {found}", param="image", most=MOST, found=len(pictures))
     return fields, pictures, mask

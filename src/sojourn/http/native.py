@@ -7,7 +7,8 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Path, Query, Request
@@ -17,8 +18,8 @@ from starlette.concurrency import run_in_threadpool
 
 from sojourn import card, config, registry
 from sojourn.card import home
-from sojourn.http.answers import Refusal, statuses
-from sojourn.http.site import owner, site
+from sojourn.http.answers import Refusal, in_words, language, statuses
+from sojourn.http.site import holds, owner, site
 from sojourn.schema import Card
 from sojourn.studio.asks import ASKS
 from sojourn.studio.keys import Scope
@@ -32,6 +33,8 @@ State = Literal["queued", "running", "done", "failed", "cancelled"]
 SCOPES: dict[str, Scope] = {"generate": "generate", "edit": "generate", "write": "generate"}
 """What a key must be for to ask for a kind of job; the others want "train"."""
 PING_S = 10.0
+CHECK_S = 1.0
+"""How often a stream asks whether its key still opens anything."""
 
 
 class Asking(BaseModel):
@@ -50,6 +53,7 @@ class JobOut(BaseModel):
     """A job as it is now."""
 
     id: int
+    owner: str
     kind: str
     state: State
     request: dict[str, Any]
@@ -81,8 +85,11 @@ class Package(BaseModel):
     shipped: bool
 
 
-def _job(job: Job) -> JobOut:
-    return JobOut(**{name: getattr(job, name) for name in JobOut.model_fields})
+def _job(job: Job, request: Request) -> JobOut:
+    made = JobOut(**{name: getattr(job, name) for name in JobOut.model_fields})
+    if made.error is not None:
+        made.error = in_words(made.error, language(request))
+    return made
 
 
 # Jobs
@@ -111,7 +118,7 @@ def ask(asking: Asking, request: Request) -> JobOut:
                       name=str(asking.request.get("recipe"))[:80], known=known)  # fmt: skip
     if asking.kind == "train" and caller.owner != "local":
         _check_sets(asking.request)
-    return _job(here.ask(asking.kind, asking.request, caller.owner, asking.priority))
+    return _job(here.ask(asking.kind, asking.request, caller.owner, asking.priority), request)
 
 
 def _check_run(job: Job) -> None:
@@ -134,22 +141,34 @@ def _check_sets(request: dict[str, Any]) -> None:
 
 @router.get("/api/v1/jobs", responses=statuses())
 def jobs(
-    request: Request, state: Annotated[list[State] | None, Query()] = None, before: Before = None, limit: Limit = 100
-) -> list[JobOut]:
+    request: Request, state: Annotated[list[State] | None, Query()] = None, before: Before = None, limit: Limit = 100,
+    everyone: Annotated[bool, Query(description="Jobs of all owners; wants a key of scope admin.")] = False,
+) -> list[JobOut]:  # fmt: skip
     """Your jobs, the newest first."""
-    return [_job(job) for job in site(request).studio.jobs.page(owner(request), state or (), before, limit)]
+    here = site(request)
+    whose = None if everyone and here.need(request, "admin") else owner(request)
+    return [_job(job, request) for job in here.studio.jobs.page(whose, state or (), before, limit)]
 
 
 @router.get("/api/v1/jobs/{id}", responses=statuses(404))
 def job(id: Id, request: Request) -> JobOut:
-    """One of your jobs."""
-    return _job(site(request).studio.jobs.get(id, owner(request)))
+    """One of your jobs; with a key of scope admin, anyone's."""
+    return _job(site(request).studio.jobs.get(id, _whose(request)), request)
 
 
 @router.delete("/api/v1/jobs/{id}", responses=statuses(404))
 def cancel(id: Id, request: Request) -> JobOut:
-    """Stop a job: at once if it waits, within a step if it runs. One that is over stays as it is."""
-    return _job(site(request).studio.jobs.cancel(id, owner(request)))
+    """Stop a job: at once if it waits, within a step if it runs. One that is over stays as it is.
+
+    With a key of scope admin, anyone's.
+    """
+    return _job(site(request).studio.jobs.cancel(id, _whose(request)), request)
+
+
+def _whose(request: Request) -> str | None:
+    """Whose jobs a caller may look at and stop. None = everyone's."""
+    caller = site(request).need(request, "generate")
+    return None if caller.may("admin") else caller.owner
 
 
 LastId = Annotated[str | None, Header(alias="Last-Event-ID", max_length=20, pattern=r"^\d{1,19}$")]
@@ -163,34 +182,49 @@ async def events(id: Id, request: Request, last: LastId = None) -> StreamingResp
     """What happens in a job, as server-sent events until it is over; goes on after `Last-Event-ID`."""
     here = site(request)
     await run_in_threadpool(here.studio.jobs.get, id, owner(request))
-    return _stream(here.hub.follow(id, _after(last)))
+    return _stream(request, here.hub.follow(id, _after(last)))
 
 
 @router.get("/api/v1/events", responses={**statuses(), **STREAM}, response_class=StreamingResponse)
 async def all_events(request: Request, last: LastId = None) -> StreamingResponse:
     """What happens in all your jobs from now on, or after `Last-Event-ID`, without an end."""
     here = site(request)
-    after = _after(last) if last else await run_in_threadpool(here.studio.jobs.latest)
-    return _stream(here.hub.watch(owner(request), after), after)
+    latest = await run_in_threadpool(here.studio.jobs.latest)
+    after = min(_after(last), latest) if last else latest  # beyond it: of a database that was here before
+    return _stream(request, here.hub.watch(owner(request), after), after)
 
 
 def _after(last: str | None) -> int:
     return min(int(last or 0), 2**63 - 1)
 
 
-def _stream(happened: AsyncIterator[Happened | None], after: int = 0) -> StreamingResponse:
+def _stream(
+    request: Request, happened: AsyncGenerator[Happened | None, None], after: int = 0
+) -> StreamingResponse:  # fmt: skip
+    """Events as they go out, until there are no more, the key is worth nothing or the server ends."""
+    hub, lang = site(request).hub, language(request)
+
     async def told() -> AsyncIterator[bytes]:
-        pinged = time.monotonic()
+        pinged = checked = time.monotonic()
         # A line that is cut before the first event goes on from here.
         yield f"id: {after}\nretry: 500\n\n".encode() if after else b"retry: 500\n\n"
-        async for event in happened:
-            if event is not None:
-                data = {"job": event.job, "created": event.created, **event.data}
-                text = json.dumps(data, ensure_ascii=False)
-                yield f"id: {event.id}\nevent: {event.kind}\ndata: {text}\n\n".encode()
-            elif time.monotonic() - pinged > PING_S:
-                pinged = time.monotonic()
-                yield b": ping\n\n"
+        async with aclosing(happened):
+            async for event in happened:
+                if time.monotonic() - checked > CHECK_S:
+                    checked = time.monotonic()
+                    if not await holds(request):
+                        return
+                if hub.ending:
+                    return
+                if event is not None:
+                    data = {"job": event.job, "created": event.created, **event.data}
+                    if "template" in data:
+                        data = in_words(data, lang)
+                    text = json.dumps(data, ensure_ascii=False)
+                    yield f"id: {event.id}\nevent: {event.kind}\ndata: {text}\n\n".encode()
+                elif time.monotonic() - pinged > PING_S:
+                    pinged = time.monotonic()
+                    yield b": ping\n\n"
 
     return StreamingResponse(told(), media_type="text/event-stream", headers={"x-accel-buffering": "no"})
 

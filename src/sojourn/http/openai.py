@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.exceptions import RequestValidationError
@@ -192,7 +192,7 @@ async def edit(request: Request) -> Any:
     more: dict[str, Any] = {"source": await _kept(request, mean(sources))}
     if mask is not None:
         more["mask"] = await _kept(request, editable(await _decoded(request, mask, "mask")))
-    with suppress(ValueError):
+    with suppress(ValueError, TypeError):
         more["strength"] = min(max(float(fields.get("strength", 0.6)), 0.0), 1.0)
     return await _answered(request, "edit", ask, {**_request(ask), **more}, "image_edit")
 
@@ -209,7 +209,7 @@ async def vary(request: Request) -> Any:
     return await _answered(request, "edit", ask, {**_request(ask), "source": source, "strength": 0.6}, "image_edit")
 
 
-async def _decoded(request: Request, data: bytes, param: str) -> Image.Image:
+async def _decoded(request: Request, data: bytes | BinaryIO, param: str) -> Image.Image:
     return await site(request).uploads.decoded(data, param)
 
 

@@ -124,7 +124,7 @@ def leave() -> Response:
 @router.post("/language")
 def choose(lang: Annotated[str, Form(pattern="^(en|zh)$")], back: Annotated[str, Form(max_length=20)] = "") -> Response:
     """Keep the language of the page."""
-    out = RedirectResponse(f"/{back if back in PAGES else ''}", status_code=303)
+    out = RedirectResponse(f"/{back if back in {*PAGES, 'login'} else ''}", status_code=303)
     out.set_cookie("lang", lang, max_age=12 * MONTH_S, samesite="strict")
     return out
 

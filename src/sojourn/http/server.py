@@ -15,13 +15,14 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sojourn.errors import InvalidInput
 from sojourn.http.app import create_app
-from sojourn.http.guard import Limits
+from sojourn.http.bodies import Limits
 from sojourn.studio.studio import Studio
 
 HEADERS_S = 10.0
 """Seconds that the head of a request may take."""
-SHUTDOWN_S = 3
-"""Seconds that answers have to end when the server does; jobs go on with the next one."""
+SHUTDOWN_S = 2
+"""Seconds that answers have to end when the server does; jobs go on with the next one. With the time that workers have
+it stays below the ten seconds after which many a supervisor kills."""
 MOST = 1000
 """Connections at once."""
 CRUMBS = (4096, 64)
@@ -153,8 +154,9 @@ def run(
     shown = f"[{host}]" if family == socket.AF_INET6 else host
     url = f"http://{shown}:{listener.getsockname()[1]}"
     protocol = type("Here", (Hasty,), {"limits": limits or Limits()})
+    app = create_app(studio, names=names, limits=limits, works=works)
     config = uvicorn.Config(
-        create_app(studio, names=names, limits=limits, works=works), http=protocol, ws="none", lifespan="on",
+        app, http=protocol, ws="none", lifespan="on",
         log_config=None, access_log=False, server_header=False, timeout_keep_alive=10,
         timeout_graceful_shutdown=SHUTDOWN_S, limit_concurrency=MOST, h11_max_incomplete_event_size=64 << 10,
     )  # fmt: skip
@@ -163,6 +165,10 @@ def run(
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             told(url)
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            app.state.site.hub.end()  # it waits for all answers, and these have no end
+            await super().shutdown(sockets)
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -10,13 +10,15 @@ import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fastapi import Request
 from sqlalchemy import select
 
 from sojourn import prompt as grammar
+from sojourn import safefile
 from sojourn.card import home
+from sojourn.errors import SojournError
 from sojourn.http.answers import Refusal
 from sojourn.http.hub import Hub
 from sojourn.http.uploads import Uploads
@@ -29,6 +31,8 @@ WAITING = 500
 """Jobs of one owner that may wait at once."""
 LINK_S = 3600
 """How long the address of a picture holds."""
+SECRET = 32
+"""Bytes of a home's secret."""
 
 
 class Site:
@@ -49,9 +53,13 @@ class Site:
                           headers=headers, count=WAITING)  # fmt: skip
         return self.studio.ask(kind, request, owner=owner, priority=priority)
 
-    def drawn(self, data: bytes, owner: str) -> str | None:
+    def drawn(self, data: bytes | BinaryIO, owner: str) -> str | None:
         """The prompt of a picture of the owner's gallery, by its bytes: words, style and package, without the seed."""
-        name = hashlib.sha256(data).hexdigest()
+        if isinstance(data, bytes):
+            name = hashlib.sha256(data).hexdigest()
+        else:
+            name = hashlib.file_digest(data, "sha256").hexdigest()  # type: ignore[arg-type]
+            data.seek(0)
         query = select(PictureRow.recipe).where(PictureRow.sha256 == name, PictureRow.owner == owner)
         recipe = self.studio.store.read(lambda session: session.scalars(query).first())
         if not recipe:
@@ -112,12 +120,40 @@ def owner(request: Request) -> str:
     return Site.need(request, "generate").owner
 
 
+async def holds(request: Request) -> bool:
+    """Whether who asked may still come in; while the database does not answer, they may."""
+    with suppress(SojournError):
+        return bool(await request.scope["state"]["holds"]())
+    return True
+
+
 def _secret(path: Path) -> bytes:
-    """What signs addresses: made once, readable by its owner alone, the same for all servers of a home."""
+    """What signs addresses: made once, readable by its owner alone, the same for all servers of a home.
+
+    Raises OutOfRoom, InvalidInput. One that is too short, cut off by a crash, is made anew.
+    """
+    if len(found := _bytes(path)) >= SECRET:
+        return found
     path.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(FileExistsError):
-        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(secrets.token_bytes(32))
-    found = path.read_bytes()
-    return found if len(found) == 32 else hashlib.sha256(found + str(path).encode()).digest()
+    part = path.with_name(f".secret.{os.getpid()}-{secrets.token_hex(3)}.part")
+    with safefile.writing(path):
+        try:
+            with os.fdopen(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+                file.write(secrets.token_bytes(SECRET))
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                os.link(part, path)  # of servers that begin at once, one makes it
+            except OSError:
+                if len(_bytes(path)) < SECRET:
+                    os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    return _bytes(path)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""

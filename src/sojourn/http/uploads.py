@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import BinaryIO
 
 import anyio
 import anyio.to_thread
@@ -29,17 +30,21 @@ class Uploads:
         self._lock = threading.Lock()
         self._limiter = anyio.CapacityLimiter(1)
 
-    async def decoded(self, data: bytes, param: str) -> Image.Image:
-        """The picture in an upload. None of the threads that answer waits for it. Raises Refusal (400, 429)."""
+    async def decoded(self, data: bytes | BinaryIO, param: str) -> Image.Image:
+        """The picture in an upload. None of the threads that answer waits for it. Raises Refusal (400, 429).
+
+        A file is read when its turn comes: those that wait are not in memory.
+        """
         if self._limiter.statistics().tasks_waiting >= WAITING:
             raise Refusal(429, "too many uploads at once; wait a little", code="rate_limit_exceeded",
                           headers={"Retry-After": "5", "x-should-retry": "false"})  # fmt: skip
         return await anyio.to_thread.run_sync(self.picture, data, param, limiter=self._limiter)
 
-    def picture(self, data: bytes, param: str) -> Image.Image:
+    def picture(self, data: bytes | BinaryIO, param: str) -> Image.Image:
         """The picture in an upload. Raises Refusal (400)."""
         with self._lock:
-            result = next(filter(None, self._pool.run([Job(load=lambda: data)])))[1]
+            raw = data if isinstance(data, bytes) else data.read()
+            result = next(filter(None, self._pool.run([Job(load=lambda: raw)])))[1]
         if result.pixels is None:
             why = f"{result.reason} ({result.detail})" if result.detail else result.reason
             raise Refusal(

@@ -28,14 +28,13 @@ ROUNDS = 3
 BATCH = 64
 
 
-def classified(model: Model, bench: Bench, seen: int, found: Findings, steps: int | None = None) -> Iterator[Event]:
-    """Accuracy on held-out pictures of classifiers that saw `seen` pictures: real ones, real and drawn, drawn alone.
+def chosen(model: Model, bench: Bench) -> tuple[str, list[int], list[int]]:
+    """The set's column of classes, the rows that classifiers learn from, and those they are asked about.
 
-    As many are drawn as there are real ones in training, of the same classes. Raises InvalidInput for a package that
-    draws no classes of the set, or a set without held-out pictures.
+    Raises InvalidInput for a package that draws no classes of the set, or a set without held-out pictures.
     """
     data, column = bench.data, bench.column
-    names = model.classes
+    names = model.classes if "sample" in model.family.can else []
     if column is None or not names:
         raise InvalidInput(
             '"{name}" draws no classes of "{set}"; use a package with conditioner "labels" and a set with classes',
@@ -53,6 +52,17 @@ def classified(model: Model, bench: Bench, seen: int, found: Findings, steps: in
             'a classifier needs two classes and held-out pictures; "{set}" has {classes} and {held}',
             set=data.info.name, classes=len(taught), held=len(held),
         )  # fmt: skip
+    return column, train, held
+
+
+def classified(model: Model, bench: Bench, seen: int, found: Findings, steps: int | None = None) -> Iterator[Event]:
+    """Accuracy on held-out pictures of classifiers that saw `seen` pictures: real ones, real and drawn, drawn alone.
+
+    As many are drawn as there are real ones in training, of the same classes. Raises what `chosen` raises.
+    """
+    column, train, held = chosen(model, bench)
+    data = bench.data
+    at = [c.name for c in data.info.labels].index(column)
     prompts = [Prompt.plain(str(data.label_name(i, column)), data.rows[i].get("style")) for i in train]
     drawn = []
     for picture in model.sample(prompts, bench.seed, BATCH, options={} if steps is None else {"steps": steps}):
@@ -83,7 +93,7 @@ def classified(model: Model, bench: Bench, seen: int, found: Findings, steps: in
     families = bench.families(np.array(held))
     note = f"{len(held)} held-out pictures, {ROUNDS} classifiers, {seen:,} seen each"
     for name, share in right.items():
-        found.add(f"classifier/{name}", float(share.mean()), scores.interval(share, families), note)
+        found.add(f"classifier/{name}", float(share.mean()), scores.interval(share, families, proportion=True), note)
     gain = right["real and drawn"] - right["real"]
     found.add("classifier/gain", float(gain.mean()), scores.interval(gain, families), "real and drawn over real")
 

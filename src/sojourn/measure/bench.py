@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,16 +15,19 @@ from sojourn import config as configs
 from sojourn.codecs.image import ImageCodec
 from sojourn.conditioners import STYLE
 from sojourn.data.dataset import PackedSet
+from sojourn.diffusion import rules
 from sojourn.errors import InvalidInput
-from sojourn.measure.features import Features, remembered
+from sojourn.measure.features import Features, probe, remembered
 from sojourn.package import Package
 from sojourn.schema import Log, Metric, Prompt
 from sojourn.vocabulary import HAN
 
 RIVALS = 49
 """Others among which what was asked must be found."""
-LEAST = {"kid": 100, "fd": 2048, "precision": 1000, "r1": 50}
-"""Pictures below which a number means nothing and is left out."""
+LEAST = {"kid": 100, "fd": 2048, "precision": 1000, "r1": 50, "copies": 100, "variety": 8}
+"""Pictures (held out, for copies; concepts, for variety) below which a number means nothing and is left out."""
+SHOWN, SIDE = 16, 128
+"""Pictures of a line of a sheet, and pixels of a side, at most."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Sheet:
     title: str
     lines: list[list[Image.Image]]
     labels: list[str]
+    group: str = ""
+    """Sheets of several packages with one name here show the same prompts: real pictures first, then drawn ones."""
 
 
 @dataclass
@@ -49,6 +55,8 @@ class Findings:
 
     name: str
     identity: str = ""
+    about: dict[str, Any] = field(default_factory=dict)
+    """What it was measured on and with, by name."""
     metrics: list[Metric] = field(default_factory=list)
     sheets: list[Sheet] = field(default_factory=list)
 
@@ -75,6 +83,7 @@ class Bench:
         if self.data.info.kind != "image":
             raise InvalidInput('only pictures can be measured, the set "{name}" is text', name=self.data.info.name)
         height, width, _ = self.data.info.shape
+        probe(self.features, height, width)
         self.plain = ImageCodec({"height": height, "width": width, "channels": 3, "background": "white"})
         self.real = np.array([i for i, row in enumerate(self.data.rows) if "made" not in row])
         """Rows that are no pictures made from others."""
@@ -130,6 +139,13 @@ class Bench:
             chinese.append(HAN.search(text) is not None)
         return out, np.array(chinese)
 
+    def about(self, steps: int | None) -> dict[str, Any]:
+        """What a reader needs to tell whether two measurements may be compared; steps None = each package's own."""
+        judge = self.judge and {"name": self.judge.card.name, "identity": self.judge.card.identity}
+        features = {"name": self.features.name, "identity": self.features.identity}
+        name = self.data.info.name
+        return {"set": name, "n": self.count, "seed": self.seed, "steps": steps, "judge": judge, "features": features}
+
     def families(self, rows: np.ndarray) -> list[str]:
         """The group of each row: rows of one are not independent."""
         return [str(self.data.rows[row]["group"]) for row in rows.tolist()]
@@ -145,5 +161,14 @@ def tensor(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float().div_(127.5).sub_(1)
 
 
-def too_few(name: str, count: int, kind: str) -> Log:
-    return Log(level="warning", text=f"{name} is left out: {count} pictures, it needs {LEAST[kind]}")
+def shown(pictures: Tensor) -> list[Image.Image]:
+    """The first of pictures (b, 3, h, w) in [-1, 1] as a line of a sheet, large ones made smaller."""
+    height, width = pictures.shape[2:]
+    scale = min(1.0, SIDE / max(height, width))
+    height, width = max(1, round(height * scale)), max(1, round(width * scale))
+    line = rules.fitted(pictures[:SHOWN], (3, height, width))
+    return ImageCodec({"height": height, "width": width, "channels": 3}).unpack(line)
+
+
+def too_few(name: str, count: int, kind: str, unit: str = "pictures") -> Log:
+    return Log(level="warning", text=f"{name} is left out: {count} {unit}, it needs {LEAST[kind]}")

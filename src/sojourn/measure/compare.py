@@ -12,25 +12,31 @@ from torch import Tensor
 
 from sojourn.errors import InvalidInput
 from sojourn.measure import scores
-from sojourn.measure.bench import LEAST, Findings, tensor, too_few
-from sojourn.measure.features import Features, embed
+from sojourn.measure.bench import LEAST, SHOWN, Findings, Sheet, shown, tensor, too_few
+from sojourn.measure.features import Features, embed, probe
 from sojourn.schema import Event, Progress
 
 
 def compare(folders: Sequence[Path], features: Features) -> Iterator[Event | Findings]:
-    """Scores between two folders of pictures of one size."""
+    """Scores between two folders of pictures of one size, and sheets of both.
+
+    Raises InvalidInput for folders that cannot be compared, DataError for features that make no vectors of them.
+    """
     sides = [_folder(path) for path in folders]
     if sides[0].shape[1:] != sides[1].shape[1:]:
         raise InvalidInput(
             "the pictures differ in size, {one} and {two}; make them alike first",
             one=tuple(sides[0].shape[2:]), two=tuple(sides[1].shape[2:]),
         )  # fmt: skip
+    probe(features, *sides[0].shape[2:])
     vectors = []
     for path, pictures in zip(folders, sides, strict=True):
         yield Progress(done=0, total=len(pictures), unit="pictures", text=str(path))
         vectors.append(embed(features, partial(_rows, pictures), np.arange(len(pictures))))
     a, b = vectors
-    found = Findings(f"{folders[0]} against {folders[1]}")
+    kind = {"name": features.name, "identity": features.identity}
+    about = {"folders": [str(folder) for folder in folders], "n": [len(a), len(b)], "features": kind}
+    found = Findings(f"{folders[0]} against {folders[1]}", about=about)
     least = min(len(a), len(b))
     if least >= LEAST["kid"]:
         found.add(
@@ -48,6 +54,12 @@ def compare(folders: Sequence[Path], features: Features) -> Iterator[Event | Fin
         found.add(f"recall-{features.name}", recall, note=f"share of {folders[1].name} within {folders[0].name}")
     else:
         yield too_few(f"precision-{features.name}", least, "precision")
+    first, second = (folder.name for folder in folders)
+    found.sheets.append(Sheet(f"{first} above, {second} below", [shown(side) for side in sides], []))
+    apart, at = scores.nearest(a[:SHOWN], b)
+    labels = [f"{distance:.3g}" for distance in apart]
+    title = f"{first} above, the nearest of {second} below, and how far it is"
+    found.sheets.append(Sheet(title, [shown(sides[0]), shown(_rows(sides[1], at))], labels))
     yield found
 
 

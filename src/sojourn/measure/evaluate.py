@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sojourn.codecs.image import ImageCodec
+from sojourn.conditioners import Columns
 from sojourn.data.styles import COLOUR_STYLES
+from sojourn.diffusion import rules
 from sojourn.engine import ROWS_MAX, Model
-from sojourn.errors import InvalidInput
-from sojourn.measure import readers, scores
-from sojourn.measure.augmented import classified
-from sojourn.measure.bench import LEAST, Bench, Findings, Group, Sheet, tensor, too_few
+from sojourn.errors import Unsupported
+from sojourn.measure import copies, readers, scores
+from sojourn.measure.augmented import chosen, classified
+from sojourn.measure.bench import LEAST, SHOWN, Bench, Findings, Group, Sheet, shown, tensor, too_few
 from sojourn.measure.features import embed
 from sojourn.measure.judged import Judged
 from sojourn.schema import Event, Log, Progress, Prompt
@@ -35,35 +36,66 @@ def evaluate(
 ) -> Iterator[Event | Findings]:
     """Measure each model; yields progress, what was left out and why, and Findings per model.
 
-    classifier: pictures that classifiers see, to tell whether drawn ones help; None = not asked.
+    classifier: pictures that classifiers see, to tell whether drawn ones help; None = not asked. Raises, before
+    anything is drawn, InvalidInput, DataError, NotFound or Unsupported for what cannot be measured.
     """
     groups = bench.groups()
     judge = Judged(bench) if bench.judge is not None else None
+    asked = judge.numbers() if judge is not None and bench.asked else []
+    for model in models:
+        _check(model, groups, bench, asked, classifier)
     if judge is None:
         yield Log(level="warning", text="no judge: R@1 and style accuracy are left out (sojourn train judge)")
     for model in models:
-        found = Findings(model.card.name, model.card.identity)
+        found = Findings(model.card.name, model.card.identity, bench.about(steps))
         if "sample" in model.family.can:
+            seen = next((group for group in groups if group.name == "seen"), None)
+            against = yield from copies.prepare(model, bench, seen, found)
             for group in groups:
-                yield from _group(model, group, bench, judge, found, steps)
+                yield from _group(model, group, bench, judge, against, found, steps)
             yield from _variety(model, bench, found, steps)
-            if judge is not None and bench.asked:
-                yield from _asked(model, bench, judge, found, steps)
+            if judge is not None and asked:
+                yield from _asked(model, bench, judge, asked, found, steps)
         yield from readers.read(model, groups, bench, found)
         if classifier is not None:
             yield from classified(model, bench, classifier, found, steps)
         yield found
 
 
+def _check(model: Model, groups: Sequence[Group], bench: Bench, asked: Sequence[int], classifier: int | None) -> None:
+    """Raise what would end a measurement after hours: a package that draws no pictures, or not what is asked."""
+    if model.family.spec.kind == "text":
+        can = ", ".join(model.card.can)
+        raise Unsupported('"{name}" does not draw pictures; it can {can}', name=model.card.name, can=can)
+    if "sample" in model.family.can:
+        columns = getattr(model.package.conditioner, "columns", None)
+        prompts = [prompt for group in groups for prompt in _prompts(model, bench, group.rows)[0]]
+        if asked:
+            prompts += [Prompt.plain(text) for text, _ in bench.asked]
+        if isinstance(columns, Columns):
+            columns.labels(prompts)
+    if classifier is not None:
+        chosen(model, bench)
+
+
+def _prompts(model: Model, bench: Bench, rows: np.ndarray) -> tuple[list[Prompt], np.ndarray]:
+    return bench.prompts(rows, getattr(model.package.conditioner, "column", None))
+
+
 def _group(
-    model: Model, group: Group, bench: Bench, judge: Judged | None, found: Findings, steps: int | None
+    model: Model,
+    group: Group,
+    bench: Bench,
+    judge: Judged | None,
+    against: copies.Copies | None,
+    found: Findings,
+    steps: int | None,
 ) -> Iterator[Event]:
     """Scores of one group's prompts."""
-    prompts, chinese = bench.prompts(group.rows, getattr(model.package.conditioner, "column", None))
-    families = bench.families(group.rows)
+    prompts, chinese = _prompts(model, bench, group.rows)
     begun = time.monotonic()
     drawn = []
-    for part in drawings(model, prompts, bench.seed, steps):
+    for part in drawings(model, prompts, bench, steps):
         drawn.append(part)
         yield Progress(
             done=sum(map(len, drawn)), total=len(prompts), unit="pictures", text=f"{found.name}, {group.name}"
@@ -76,7 +108,8 @@ def _group(
     a, b = bench.embedded(group.rows), embed(bench.features, lambda rows: fakes[rows], np.arange(len(fakes)))
     name = bench.features.name
     if len(a) >= LEAST["kid"]:
-        found.add(f"{group.name}/KID-{name}", scores.kid(a, b), scores.kid_interval(a, b), f"{len(a)} pictures")
+        span = scores.kid_interval(a, b, paired=True)
+        found.add(f"{group.name}/KID-{name}", scores.kid(a, b, paired=True), span, f"{len(a)} pictures")
     else:
         yield too_few(f"{group.name}/KID-{name}", len(a), "kid")
     if len(a) >= LEAST["fd"]:
@@ -89,25 +122,20 @@ def _group(
         found.add(f"{group.name}/recall-{name}", recall)
     else:
         yield too_few(f"{group.name}/precision-{name}", len(a), "precision")
-    train = bench.real[bench.data.split[bench.real] == 0]
-    held = bench.real[bench.data.split[bench.real] != 0]
-    if len(held) >= LEAST["kid"]:
-        yield Progress(done=0, total=1, unit="groups", text="looking for copies of training pictures")
-        near, bar = scores.near_copies(b, bench.embedded(train), bench.embedded(held))
-        found.add(
-            f"{group.name}/near-copies-{name}",
-            float(near.mean()),
-            scores.interval(near, families),
-            f"nearer than {bar:.3g}",
-        )
     if judge is not None:
-        judge.add(group, fakes, reals, chinese, families, found)
-    found.sheets.append(_sheet(group, prompts, reals, fakes))
+        yield from judge.add(group, fakes, reals, chinese, bench.families(group.rows), found)
+    labels = [f"{p.text} ({p.style})" if p.style else p.text for p in prompts[:SHOWN]]
+    title = f"{group.name}: real above, drawn below"
+    found.sheets.append(Sheet(title, [shown(reals), shown(fakes)], labels, group.name))
+    if against is not None:
+        copies.measure(against, group, fakes, b, bench, found)
 
 
 def _variety(model: Model, bench: Bench, found: Findings, steps: int | None) -> Iterator[Event]:
-    """How far apart the pictures of one prompt are, without a style, against the real styles of that concept."""
-    if bench.column is None or not model.styles:
+    """How far apart the pictures of one prompt are: without a style, against the real styles of that concept; and in
+    one style, where nothing but the seed differs.
+    """
+    if not model.styles:
         return
     rows: dict[str, list[int]] = {}
     for i in bench.real.tolist():
@@ -115,41 +143,43 @@ def _variety(model: Model, bench: Bench, found: Findings, steps: int | None) -> 
         if bench.data.split[i] == 0 and meta["style"] in COLOUR_STYLES and meta["id"].startswith(meta["group"] + "/"):
             rows.setdefault(meta["group"], []).append(i)
     wide = [found_rows for found_rows in rows.values() if len(found_rows) >= 4]
-    if not wide:
+    name = bench.features.name
+    if len(wide) < LEAST["variety"]:
+        yield too_few(f"variety-{name}", len(wide), "variety", "concepts in four styles")
         return
     rng = np.random.default_rng([bench.seed, 3])
-    chosen = [wide[i] for i in rng.permutation(len(wide))[:24]]
-    ours, theirs = [], []
-    for at, several in enumerate(chosen):
-        yield Progress(done=at, total=len(chosen), unit="prompts", text=f"{found.name}, variety")
-        text = bench.data.rows[several[0]]["captions"][0]
-        request = model.request(Prompt.plain(text), n=SEEDS, seed=bench.seed, steps=steps)
-        drawn = torch.cat(list(drawings(model, request.prompts, bench.seed, steps)))
-        a = embed(bench.features, lambda rows, x=drawn: x[rows], np.arange(SEEDS))  # type: ignore[misc]
-        ours.append(float(scores.diversity(a[None])[0]))
+    picked = [wide[i] for i in rng.permutation(len(wide))[:24]]
+    style = next((style for style in COLOUR_STYLES if style in model.styles), model.styles[0])
+    ours: dict[str | None, list[float]] = {None: [], style: []}
+    theirs = []
+    for at, several in enumerate(picked):
+        text = _prompts(model, bench, np.array(several[:1]))[0][0].text
+        for asked, values in ours.items():
+            yield Progress(done=at, total=len(picked), unit="prompts", text=f"{found.name}, variety")
+            request = model.request(Prompt.plain(text, asked), n=SEEDS, seed=bench.seed, steps=steps)
+            drawn = torch.cat(list(drawings(model, request.prompts, bench, steps)))
+            a = embed(bench.features, lambda rows, x=drawn: x[rows], np.arange(SEEDS))  # type: ignore[misc]
+            values.append(float(scores.diversity(a[None])[0]))
         theirs.append(float(scores.diversity(bench.embedded(np.array(several))[None])[0]))
-    name = bench.features.name
-    found.add(f"variety-{name}", float(np.mean(ours)), scores.interval(np.array(ours)), f"{SEEDS} seeds")
+    for kind, asked, note in (("", None, "colour styles by the seed"), ("-one-style", style, style)):
+        apart = np.array(ours[asked])
+        found.add(f"variety{kind}-{name}", float(apart.mean()), scores.interval(apart), f"{SEEDS} seeds, {note}")
     found.add(f"variety-real-{name}", float(np.mean(theirs)), None, "between real styles")
 
 
-def _asked(model: Model, bench: Bench, judge: Judged, found: Findings, steps: int | None) -> Iterator[Event]:
-    """R@1 of the bench's own prompts, drawn without a style."""
-    column = bench.column
-    if column is None or column not in judge.columns:
-        raise InvalidInput("the judge knows no labels of this set; prompts of your own need them")
-    known = {value: i for i, value in enumerate(judge.columns[column])}
-    wrong = next((label for _, label in bench.asked if label not in known), None)
-    if wrong is not None:
-        raise InvalidInput('the judge does not know the label "{label}" of a prompt', label=wrong)
+def _asked(
+    model: Model, bench: Bench, judge: Judged, asked: Sequence[int], found: Findings, steps: int | None
+) -> Iterator[Event]:
+    """R@1 of the bench's own prompts, drawn without a style; asked: the judge's number of each one's label."""
+    assert bench.column is not None
     fakes = []
     for at, (text, _) in enumerate(bench.asked):
         yield Progress(done=at, total=len(bench.asked), unit="prompts", text=f"{found.name}, prompts of your own")
         request = model.request(Prompt.plain(text), n=ASKED_SEEDS, seed=bench.seed, steps=steps)
-        fakes += list(drawings(model, request.prompts, bench.seed, steps))
-    labels = np.repeat([known[label] for _, label in bench.asked], ASKED_SEEDS)
+        fakes += list(drawings(model, request.prompts, bench, steps))
+    labels = np.repeat(asked, ASKED_SEEDS)
     texts = np.repeat([text for text, _ in bench.asked], ASKED_SEEDS)
-    right = judge.among(judge.opinions(torch.cat(fakes))[column], labels)
+    right = judge.among(judge.opinions(torch.cat(fakes))[bench.column], labels)
     chinese = np.array([HAN.search(text) is not None for text in texts])
     for name, rows in (("", chinese | True), ("-en", ~chinese), ("-zh", chinese)):
         if rows.any() and (not name or chinese.any()):
@@ -159,22 +189,18 @@ def _asked(model: Model, bench: Bench, judge: Judged, found: Findings, steps: in
     yield Log(text=f"right of {ASKED_SEEDS}: {', '.join(per)}")
 
 
-def drawings(model: Model, prompts: Sequence[Prompt], seed: int, steps: int | None) -> Iterator[Tensor]:
-    """Pictures (b, 3, h, w) in [-1, 1] of the prompts, in parts, one seed after another from `seed` on."""
+def drawings(model: Model, prompts: Sequence[Prompt], bench: Bench, steps: int | None) -> Iterator[Tensor]:
+    """Pictures (b, 3, h, w) in [-1, 1] of the prompts, in parts, one seed after another from the bench's on.
+
+    All are of the set's size: features and the judge tell sizes apart, and would measure those.
+    """
     options = {} if steps is None else {"steps": steps}
+    shape = bench.plain.spec.shape
     part: list[Tensor] = []
-    for picture in model.sample(prompts, seed, options=options):
+    for picture in model.sample(prompts, bench.seed, options=options):
         part.append(tensor(picture.pil))
         if len(part) == ROWS_MAX:
-            yield torch.stack(part)
+            yield rules.fitted(torch.stack(part), shape)
             part = []
     if part:
-        yield torch.stack(part)
-
-
-def _sheet(group: Group, prompts: Sequence[Prompt], reals: Tensor, fakes: Tensor) -> Sheet:
-    """The first pictures of a group, real above drawn."""
-    show = ImageCodec({"height": reals.shape[2], "width": reals.shape[3], "channels": 3})
-    count = min(16, len(fakes))
-    labels = [f"{p.text} ({p.style})" if p.style else p.text for p in prompts[:count]]
-    return Sheet(f"{group.name}: real above, drawn below", [show.unpack(x[:count]) for x in (reals, fakes)], labels)
+        yield rules.fitted(torch.stack(part), shape)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sojourn import safefile
-from sojourn.errors import NotFound, Unsupported
+from sojourn.errors import DataError, NotFound, Unsupported
 
 BATCH = 64
 
@@ -94,7 +94,7 @@ def enlarged(pictures: Tensor, side: int) -> Tensor:
 
 @dataclass
 class Scripted:
-    """A TorchScript file that maps (b, 3, h, w) in [-1, 1] to (b, d)."""
+    """A TorchScript file that maps (b, 3, h, w) in [-1, 1] to floats (b, d)."""
 
     path: Path
 
@@ -106,21 +106,46 @@ class Scripted:
         try:
             with warnings.catch_warnings():  # deprecated by torch, but what the standard weights come as
                 warnings.simplefilter("ignore", DeprecationWarning)
-                self.net = torch.jit.load(str(self.path)).eval()  # type: ignore[no-untyped-call]
-        except RuntimeError as error:
+                self.net = torch.jit.load(str(self.path), map_location="cpu").eval()  # type: ignore[no-untyped-call]
+        except (RuntimeError, AttributeError) as error:
             raise Unsupported(
                 'cannot read "{path}" as TorchScript ({why})', path=self.path, why=str(error).splitlines()[0]
             ) from None
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor) -> Tensor:
-        out: Tensor = self.net(pictures)
-        return out.flatten(1)
+        """Raises DataError where the script fails, or what it gives is no float (b, d)."""
+        try:
+            out: Any = self.net(pictures)
+        except (RuntimeError, AttributeError) as error:
+            last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            raise DataError(
+                'the features of "{path}" fail on pictures {shape} in [-1, 1]: {why}; wrap them in a script that takes '
+                "these",
+                path=self.path, shape=tuple(pictures.shape), why=last[:200],
+            ) from None  # fmt: skip
+        if not isinstance(out, Tensor) or not out.is_floating_point() or out.dim() != 2 or len(out) != len(pictures):
+            given = f"{out.dtype} {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
+            raise DataError(
+                'the features of "{path}" give {found} for {count} pictures, wanted are floats (b, d); wrap them in a '
+                "script that gives these",
+                path=self.path, found=given.removeprefix("torch."), count=len(pictures),
+            ) from None  # fmt: skip
+        return out
 
 
 def load_features(name: str) -> Features:
-    """The features of this name: "efflite0", or the path of a TorchScript file."""
+    """The features of this name: "efflite0", or the path of a TorchScript file.
+
+    Raises NotFound and Unsupported for a file that is none.
+    """
     return EffLite0() if name.casefold() == "efflite0" else Scripted(Path(name))
+
+
+def probe(features: Features, height: int, width: int) -> None:
+    """Raise DataError for a file's features that make no vectors of pictures of this size, before any is drawn."""
+    if isinstance(features, Scripted):
+        features(torch.zeros(2, 3, height, width))
 
 
 def perceptual(features: EffLite0, a: Tensor, b: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,7 +13,8 @@ from sojourn import package as packages
 from sojourn.conditioners import STYLE
 from sojourn.errors import DataError, InvalidInput, NotFound, SojournError
 from sojourn.measure import scores
-from sojourn.measure.bench import LEAST, RIVALS, Bench, Findings, Group
+from sojourn.measure.bench import LEAST, RIVALS, Bench, Findings, Group, too_few
+from sojourn.schema import Event
 
 JUDGE = "judge"
 """The package that judges where nobody names one."""
@@ -34,7 +37,10 @@ def appoint(bench: Bench, name: str | None) -> SojournError | None:
 
 
 class Judged:
-    """A judge's opinion of pictures whose labels are known."""
+    """A judge's opinion of pictures, in the label columns that the judge and the set share.
+
+    Raises InvalidInput for a package that is no judge, DataError for one of other pictures or labels.
+    """
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
@@ -49,6 +55,11 @@ class Judged:
                 "the judge looks at pictures {wanted}, these are {found}; train one on this set",
                 wanted=spec.shape, found=(3, height, width),
             )  # fmt: skip
+        self.shared = [column.name for column in bench.data.info.labels if column.name in self.columns]
+        if not self.shared:
+            raise DataError(
+                'the judge knows no label column of the set "{name}"; train one on this set', name=bench.data.info.name
+            )
         for column in bench.data.info.labels:
             strange = set(column.values) - set(self.columns.get(column.name, column.values))
             if strange:
@@ -59,31 +70,37 @@ class Judged:
 
     def add(
         self, group: Group, fakes: Tensor, reals: Tensor, chinese: np.ndarray, families: list[str], found: Findings
-    ) -> None:
-        """R@1 of 50 and style accuracy of fakes and of the real pictures of the same rows."""
+    ) -> Iterator[Event]:
+        """R@1 of 50 and style accuracy of fakes and of the real pictures of the same rows; rows without a label do
+        not count.
+        """
         bench = self.bench
         mine, theirs = self.opinions(fakes), self.opinions(reals)
         name = f"judge {self.package.card.identity[:8]}"
-        if bench.column is not None and bench.column in self.columns:
-            asked = self.labels(group.rows, bench.column)
-            right, real = (self.among(opinion[bench.column], asked) for opinion in (mine, theirs))
-            found.add(
-                f"{group.name}/R@1",
-                float(right.mean()),
-                scores.interval(right, families),
-                f"of {min(RIVALS + 1, len(self.columns[bench.column]))}, {name}",
-            )
-            span = scores.interval(real, families)
-            found.add(f"{group.name}/R@1-real", float(real.mean()), span, "the real pictures of these prompts")
-            for language, rows in (("en", ~chinese), ("zh", chinese)):
-                if rows.sum() >= LEAST["r1"] and chinese.any():
-                    span = scores.interval(right[rows], [f for f, row in zip(families, rows, strict=True) if row])
-                    found.add(f"{group.name}/R@1-{language}", float(right[rows].mean()), span)
-        if STYLE in self.columns:
-            asked = self.labels(group.rows, STYLE)
-            right, real = ((opinion[STYLE].argmax(1).numpy() == asked) for opinion in (mine, theirs))
-            found.add(f"{group.name}/style", float(right.mean()), scores.interval(right, families), name)
-            found.add(f"{group.name}/style-real", float(real.mean()), scores.interval(real, families))
+        if bench.column in self.shared:
+            rows, asked = self.labelled(group.rows, bench.column)
+            kin = [families[i] for i in rows]
+            right, real = (self.among(opinion[bench.column][rows], asked) for opinion in (mine, theirs))
+            note = f"of {min(RIVALS + 1, len(self.columns[bench.column]))}, {name}"
+            if len(rows):
+                found.add(f"{group.name}/R@1", float(right.mean()), scores.interval(right, kin), note)
+                span = scores.interval(real, kin)
+                found.add(f"{group.name}/R@1-real", float(real.mean()), span, "the real pictures of these prompts")
+            for language, those in (("en", ~chinese[rows]), ("zh", chinese[rows])):
+                if not chinese.any():
+                    continue
+                if those.sum() < LEAST["r1"]:
+                    yield too_few(f"{group.name}/R@1-{language}", int(those.sum()), "r1")
+                    continue
+                span = scores.interval(right[those], [kin[i] for i in np.flatnonzero(those)])
+                found.add(f"{group.name}/R@1-{language}", float(right[those].mean()), span)
+        if STYLE in self.shared:
+            rows, asked = self.labelled(group.rows, STYLE)
+            kin = [families[i] for i in rows]
+            right, real = ((opinion[STYLE][rows].argmax(1).numpy() == asked) for opinion in (mine, theirs))
+            if len(rows):
+                found.add(f"{group.name}/style", float(right.mean()), scores.interval(right, kin), name)
+                found.add(f"{group.name}/style-real", float(real.mean()), scores.interval(real, kin))
 
     @torch.no_grad()
     def opinions(self, pictures: Tensor) -> dict[str, Tensor]:
@@ -94,10 +111,24 @@ class Judged:
         parts = [family.classify(part) for part in torch.split(pictures, 256)]
         return {name: torch.cat([part[i] for part in parts]) for i, name in enumerate(self.columns)}
 
-    def labels(self, rows: np.ndarray, column: str) -> np.ndarray:
-        """The judge's number of each row's label."""
+    def labelled(self, rows: np.ndarray, column: str) -> tuple[np.ndarray, np.ndarray]:
+        """Places in `rows` of those that have a label in `column`, and the judge's number of each: (k,), (k,)."""
         index = {value: i for i, value in enumerate(self.columns[column])}
-        return np.array([index[str(self.bench.data.label_name(int(row), column))] for row in rows])
+        names = [self.bench.data.label_name(row, column) for row in rows.tolist()]
+        told = [(at, index[name]) for at, name in enumerate(names) if name is not None]
+        places, labels = np.array(told, np.int64).reshape(-1, 2).T
+        return places, labels
+
+    def numbers(self) -> list[int]:
+        """The judge's number of the label of each of the bench's own prompts. Raises InvalidInput for one unknown."""
+        column = self.bench.column
+        if column not in self.shared:
+            raise InvalidInput("the judge knows no labels of this set; prompts of your own need them")
+        known = {value: i for i, value in enumerate(self.columns[column])}
+        wrong = next((label for _, label in self.bench.asked if label not in known), None)
+        if wrong is not None:
+            raise InvalidInput('the judge does not know the label "{label}" of a prompt', label=wrong)
+        return [known[label] for _, label in self.bench.asked]
 
     def among(self, logits: Tensor, asked: np.ndarray) -> np.ndarray:
         """Whether the asked class scores above RIVALS others, drawn by the seed: (b,) bool."""

@@ -23,7 +23,7 @@ WINDOW = 11
 def read(model: Model, groups: Sequence[Group], bench: Bench, found: Findings) -> Iterator[Event]:
     """What of this the package can do."""
     family = model.family
-    if model.card.codec.id in ("latent", "codes") or {"encode", "decode"} <= family.can:
+    if rebuilds(model):
         yield from _autoencoder(model, groups, bench, found)
     if "classify" in family.can:
         for group in groups:
@@ -40,8 +40,11 @@ def _names(model: Model, group: Group, bench: Bench, found: Findings) -> Iterato
     logits: list[list[Tensor]] = []
     for part in np.array_split(group.rows, max(1, len(group.rows) // 128)):
         yield Progress(done=128 * len(logits), total=len(group.rows), unit="pictures", text=f"{found.name}, classes")
-        logits.append(model.family.classify(model.package.codec.encode(bench.data.raw(part))))
+        logits.append(model.family.classify(_encoded(model, bench, part)))
+    told_of = {column.name for column in bench.data.info.labels}
     for column, name in enumerate(columns):
+        if name not in told_of:
+            continue
         labels = [bench.data.label_name(row, name) for row in group.rows.tolist()]
         known = {value: i for i, value in enumerate(columns[name])}
         told = np.array([known.get(str(label), -1) for label in labels])
@@ -64,7 +67,7 @@ def _words(model: Model, group: Group, bench: Bench, found: Findings) -> Iterato
     places, said = [], []
     for part in np.array_split(np.arange(len(prompts)), max(1, len(prompts) // 128)):
         yield Progress(done=int(part[0]), total=len(prompts), unit="pictures", text=f"{found.name}, words")
-        places.append(model.family.embed_pictures(model.package.codec.encode(bench.data.raw(group.rows[part]))))
+        places.append(model.family.embed_pictures(_encoded(model, bench, group.rows[part])))
         said.append(model.family.embed_words(model.package.conditioner([prompts[i] for i in part]), len(part)))
     cosines = (torch.cat(places) @ torch.cat(said).T).numpy()
     for name, table in (("words-of-picture", cosines), ("picture-of-words", cosines.T)):
@@ -72,7 +75,11 @@ def _words(model: Model, group: Group, bench: Bench, found: Findings) -> Iterato
         found.add(f"{group.name}/R@1-{name}", float(right.mean()), scores.interval(right, families), f"of {RIVALS + 1}")
         if chinese.any() and not chinese.all():
             for language, rows in (("en", ~chinese), ("zh", chinese)):
-                found.add(f"{group.name}/R@1-{name}-{language}", float(right[rows].mean()))
+                if rows.sum() < LEAST["r1"]:
+                    yield too_few(f"{group.name}/R@1-{name}-{language}", int(rows.sum()), "r1")
+                    continue
+                span = scores.interval(right[rows], [families[i] for i in np.flatnonzero(rows)])
+                found.add(f"{group.name}/R@1-{name}-{language}", float(right[rows].mean()), span)
 
 
 def _among(table: np.ndarray, kin: Sequence[Sequence[str]], seed: int) -> np.ndarray:
@@ -87,6 +94,31 @@ def _among(table: np.ndarray, kin: Sequence[Sequence[str]], seed: int) -> np.nda
     return np.array(right)
 
 
+def rebuilds(model: Model) -> bool:
+    """Whether pictures can go through an autoencoder of the package's."""
+    return model.card.codec.id in ("latent", "codes") or {"encode", "decode"} <= model.family.can
+
+
+@torch.no_grad()
+def rebuilt(model: Model, bench: Bench, rows: np.ndarray) -> Tensor:
+    """Pictures of the set, encoded and decoded: (b, 3, h, w) in [-1, 1]."""
+    codec, family = model.package.codec, model.family
+    z = _encoded(model, bench, rows)
+    if {"encode", "decode"} <= family.can:
+        z = family.decode(family.encode(z))
+    return rules.fitted(codec.decode(z).clamp(-1, 1), bench.plain.spec.shape)
+
+
+def _encoded(model: Model, bench: Bench, rows: np.ndarray) -> Tensor:
+    """Pictures of the set as the package's nets take them, packed anew for one of another size."""
+    codec, raw = model.package.codec, bench.data.raw(rows)
+    stored = getattr(codec, "inner", codec).spec.shape[1:]
+    if tuple(raw.shape[1:3]) != tuple(stored):
+        pictures = bench.plain.unpack(bench.pictures(rows))
+        raw = torch.from_numpy(np.stack([codec.pack(picture) for picture in pictures]))
+    return codec.encode(raw)
+
+
 @torch.no_grad()
 def _autoencoder(model: Model, groups: Sequence[Group], bench: Bench, found: Findings) -> Iterator[Event]:
     """What is lost between a held-out picture and its latent's decoding."""
@@ -96,12 +128,7 @@ def _autoencoder(model: Model, groups: Sequence[Group], bench: Bench, found: Fin
     psnr, similar, apart = [], [], []
     for at, part in enumerate(np.array_split(rows, max(1, len(rows) // 32))):
         yield Progress(done=at * 32, total=len(rows), unit="pictures", text=f"{found.name}, autoencoder")
-        codec, family = model.package.codec, model.family
-        x = bench.pictures(part)
-        z = codec.encode(bench.data.raw(part))
-        if {"encode", "decode"} <= family.can:
-            z = family.decode(family.encode(z))
-        y = rules.fitted(codec.decode(z).clamp(-1, 1), tuple(x.shape[1:]))
+        x, y = bench.pictures(part), rebuilt(model, bench, part)
         psnr.append(-10 * ((x - y) / 2).square().flatten(1).mean(1).clamp(min=1e-10).log10())
         if min(x.shape[2:]) >= WINDOW:
             similar.append(ssim(x, y))

@@ -43,7 +43,12 @@ def shown(metric: Metric) -> str:
 
 def as_json(found: Sequence[Findings]) -> list[dict[str, Any]]:
     return [
-        {"name": item.name, "identity": item.identity, "metrics": [m.model_dump(mode="json") for m in item.metrics]}
+        {
+            "name": item.name,
+            "identity": item.identity,
+            **item.about,
+            "metrics": [m.model_dump(mode="json") for m in item.metrics],
+        }
         for item in found
     ]
 
@@ -67,12 +72,40 @@ def page(found: Sequence[Findings], title: str) -> str:
         values = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
         lines.append(f"<tr><td>{html.escape(name)}{note}</td>{values}</tr>")
     sheets = "".join(
-        f"<h2>{html.escape(item.name)}</h2>" + "".join(picture(sheet) for sheet in item.sheets) for item in found
+        f"<h2>{html.escape(heading)}</h2>" + "".join(picture(sheet) for sheet in under)
+        for heading, under in arranged(found)
     )
+    told = found[0].about.items() if found else ()
+    about = ", ".join(f"{name} {_said(value)}" for name, value in told if value is not None)
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{STYLE}</style><h1>{html.escape(title)}</h1><table>{''.join(lines)}</table>{sheets}</html>"
+        f"<style>{STYLE}</style><h1>{html.escape(title)}</h1><p>{html.escape(about)}</p>"
+        f"<table>{''.join(lines)}</table>{sheets}</html>"
     )
+
+
+def arranged(found: Sequence[Findings]) -> list[tuple[str, list[Sheet]]]:
+    """Sheets under headings: what several packages drew for the same prompts side by side, then those of each alone."""
+    groups = dict.fromkeys(sheet.group for item in found for sheet in item.sheets if sheet.group)
+    joint = []
+    for group in groups if len(found) > 1 else ():
+        mine = [(item.name, sheet) for item in found for sheet in item.sheets if sheet.group == group]
+        first = mine[0][1]
+        lines = [first.lines[0], *(line for _, sheet in mine for line in sheet.lines[1:])]
+        count = min(map(len, lines))
+        title = f"{group}: real above, then {', '.join(name for name, _ in mine)}"
+        joint.append(Sheet(title, [line[:count] for line in lines], first.labels[:count], group))
+    alone = [(item.name, [s for s in item.sheets if not (joint and s.group)]) for item in found]
+    return [("side by side", joint)] * bool(joint) + [(name, sheets) for name, sheets in alone if sheets]
+
+
+def _said(value: Any) -> str:
+    """A field of `Findings.about` in a line of text."""
+    if isinstance(value, dict):
+        return f"{value['name']} {value['identity'][:8]}"
+    if isinstance(value, list):
+        return " and ".join(map(str, value))
+    return str(value)
 
 
 def picture(sheet: Sheet) -> str:
@@ -83,4 +116,4 @@ def picture(sheet: Sheet) -> str:
     data = base64.b64encode(buffer.getvalue()).decode()
     labels = "".join(f"<li>{html.escape(label)}</li>" for label in sheet.labels)
     title = html.escape(sheet.title)
-    return f'<h3>{title}</h3><img alt="{title}" src="data:image/png;base64,{data}"><ol>{labels}</ol>'
+    return f'<h3>{title}</h3><img alt="{title}" src="data:image/png;base64,{data}">{labels and f"<ol>{labels}</ol>"}'

@@ -27,13 +27,17 @@ def frechet(a: Array, b: Array) -> float:
     return float(gap @ gap + np.trace(first) + np.trace(second) - 2 * cross)
 
 
-def kid(a: Array, b: Array) -> float:
+def kid(a: Array, b: Array, paired: bool = False) -> float:
     """Squared maximum mean discrepancy of a (n, d) and b (m, d), unbiased: around 0 for equal distributions.
 
-    Kernel (x.y / d + 1)^3. Source: Binkowski et al. 2018, sec. 4 and eq. 4.
+    paired: row i of both comes from one draw (a picture of a prompt, and the real one of that prompt). The two are not
+    independent, so no pair i, i counts; n = m. Kernel (x.y / d + 1)^3.
+    Source: Binkowski et al. 2018, sec. 4 and eq. 4; paired: Gretton et al. 2012, eq. 4.
     """
     n, m = len(a), len(b)
-    within = (_kernel(a, a) - _diagonal(a)) / (n * (n - 1)) + (_kernel(b, b) - _diagonal(b)) / (m * (m - 1))
+    within = (_kernel(a, a) - _diagonal(a, a)) / (n * (n - 1)) + (_kernel(b, b) - _diagonal(b, b)) / (m * (m - 1))
+    if paired:
+        return float(within - 2 * (_kernel(a, b) - _diagonal(a, b)) / (n * (n - 1)))
     return float(within - 2 * _kernel(a, b) / (n * m))
 
 
@@ -42,8 +46,9 @@ def _kernel(a: Array, b: Array) -> float:
     return float(sum(((part @ b.T / a.shape[1] + 1) ** 3).sum() for part in _parts(a)))
 
 
-def _diagonal(a: Array) -> float:
-    return float((((a**2).sum(axis=1) / a.shape[1] + 1) ** 3).sum())
+def _diagonal(a: Array, b: Array) -> float:
+    """Sum of the kernel over the pairs of one row number."""
+    return float((((a * b).sum(axis=1) / a.shape[1] + 1) ** 3).sum())
 
 
 def _parts(a: Array, rows: int = 2048) -> list[Array]:
@@ -78,46 +83,72 @@ def diversity(groups: Array) -> Array:
     return out
 
 
-def near_copies(fake: Array, train: Array, held_out: Array) -> tuple[Array, float]:
-    """Which rows of fake (n, d) lie nearer to a training row than 99 % of the held-out rows do: (n,) bool, and that
-    distance. Source: after Meehan et al. 2020 (held-out data as the measure of what is too near).
+def copy_bar(held_out: Array, train: Array) -> float:
+    """The distance to a training row than which 99 % of the held-out rows lie farther. What is nearer is too near.
+
+    Source: after Meehan et al. 2020 (held-out data as the measure of what is too near).
     """
-    bar = float(np.percentile(nearest(held_out, train), 1))
-    out: Array = nearest(fake, train) < bar
-    return out, bar
+    return float(np.percentile(nearest(held_out, train)[0], 1))
 
 
-def nearest(a: Array, b: Array) -> Array:
-    """Distance of each row of a (n, d) to the nearest row of b (m, d): (n,)."""
-    out: Array = np.concatenate([distances(part, b).min(axis=1) for part in _parts(a)])
-    return out
+def nearest(a: Array, b: Array) -> tuple[Array, Array]:
+    """Distance of each row of a (n, d) to the nearest row of b (m, d), and that row's number: (n,), (n,)."""
+    near, at = [], []
+    for part in _parts(a):
+        found = distances(part, b)
+        at.append(found.argmin(axis=1))
+        near.append(found.min(axis=1))
+    return np.concatenate(near), np.concatenate(at)
 
 
 def interval(
-    values: Array, groups: Sequence[str] | None = None, rounds: int = 400, seed: int = 0
+    values: Array,
+    groups: Sequence[str] | None = None,
+    rounds: int = 400,
+    seed: int = 0,
+    proportion: bool | None = None,
 ) -> tuple[float, float]:
     """95 % bootstrap interval of the mean of values (n,). Source: Efron 1979, percentile form.
 
     groups: a name per row; rows of one name are drawn together, since they are not independent.
+    proportion: values are shares in 0..1; None = where they are bool. Where no draw differs from another (none right,
+    or all), theirs is Wilson's interval of as many tries as there are groups.
     """
     _, at = np.unique(np.arange(len(values)) if groups is None else np.array(groups), return_inverse=True)
     count = int(at.max()) + 1
     sums, sizes = np.bincount(at, values, count), np.bincount(at, minlength=count)
     picks = np.random.default_rng(seed).integers(count, size=(rounds, count))
     found = sums[picks].sum(axis=1) / sizes[picks].sum(axis=1)
+    if np.ptp(found) < 1e-12 and (values.dtype == bool if proportion is None else proportion):
+        return wilson(float(values.mean()), count)
     return float(np.percentile(found, 2.5)), float(np.percentile(found, 97.5))
 
 
-def kid_interval(a: Array, b: Array, size: int = 500, rounds: int = 100, seed: int = 0) -> tuple[float, float]:
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """95 % interval of a share of `count` tries. Source: Wilson 1927; Brown et al. 2001, eq. 4."""
+    z = 1.96
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    reach = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return max(0.0, float(middle - reach)), min(1.0, float(middle + reach))
+
+
+def kid_interval(
+    a: Array, b: Array, size: int = 500, rounds: int = 100, seed: int = 0, paired: bool = False
+) -> tuple[float, float]:
     """95 % interval of the KID of all rows, from its spread over random subsets without replacement.
 
     Rows are never drawn twice, since a row that meets itself biases the estimate upward; subsets of `size` or half the
-    rows. Source: Binkowski et al. 2018, sec. 4; the spread's scale: delete-d jackknife (Shao & Wu 1989, eq. 2.1).
+    rows, of the same rows in both where they are paired (see `kid`). Source: Binkowski et al. 2018, sec. 4; the
+    spread's scale: delete-d jackknife (Shao & Wu 1989, eq. 2.1).
     """
     rng = np.random.default_rng(seed)
     n = min(len(a), len(b))
     size = min(size, n // 2)
-    found = np.array([kid(a[rng.permutation(len(a))[:size]], b[rng.permutation(len(b))[:size]]) for _ in range(rounds)])
-    spread = 1.96 * found.std(ddof=1) * np.sqrt(size / (n - size))
-    middle = kid(a, b)
+    found = []
+    for _ in range(rounds):
+        first = rng.permutation(len(a))[:size]
+        second = first if paired else rng.permutation(len(b))[:size]
+        found.append(kid(a[first], b[second], paired))
+    spread = 1.96 * np.std(found, ddof=1) * np.sqrt(size / (n - size))
+    middle = kid(a, b, paired)
     return float(middle - spread), float(middle + spread)

@@ -188,6 +188,8 @@ def _drawable(ask: GenerateAsk) -> Prompt:
         raise Unsupported('"{name}" does not draw pictures; it can {can}', name=name, can=", ".join(found.can))
     if not prompt.segments and not isinstance(ask, EditAsk) and found.conditioner.id not in ("none", "labels"):
         grammar.parse(ask.prompt)  # says where a word is missing
+    if prompt.judge is not None:
+        card.find(prompt.judge, paths=False)
     seed = secrets.randbelow(SEEDS) if prompt.seed is None else prompt.seed
     return prompt.model_copy(update={"model": name, "seed": seed, "n": prompt.n or PICTURES})
 

@@ -55,7 +55,7 @@ class Bell:
                 return words
 
     def ring(self, word: str) -> None:
-        """Wake everyone; `word` says what about: "job", "stop", "event"."""
+        """Wake everyone; `word` says what about: a lane with a new job, "job" for any, "stop", "event"."""
         own = self._mark.name if self._mark else ""
         try:
             names = os.listdir(self.folder)

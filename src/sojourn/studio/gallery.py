@@ -214,20 +214,25 @@ class Gallery:
         )
         return [(row[0], row[1], row[2]) for row in self.store.read(lambda session: session.execute(query).all())]
 
-    def take_out(self, owner: str, collection: int, ids: Sequence[int] | None = None) -> None:
-        """Take pictures out of a collection, or do away with all of it; the pictures stay. Raises NotFound."""
+    def take_out(self, owner: str, collection: int, ids: Sequence[int] | None = None) -> int:
+        """Take pictures out of a collection, or do away with all of it; the pictures stay. How many were in it.
 
-        def work(session: Session) -> None:
+        Raises NotFound.
+        """
+
+        def work(session: Session) -> int:
             row = session.get(CollectionRow, collection)
             if row is None or row.owner != owner:
                 raise NotFound("there is no collection {id}", id=collection)
+            gone = delete(MemberRow).where(MemberRow.collection == collection)
+            if ids is not None:
+                gone = gone.where(MemberRow.picture.in_(ids))
+            count: int = session.execute(gone).rowcount  # type: ignore[attr-defined]
             if ids is None:
                 session.delete(row)
-            else:
-                gone = MemberRow.collection == collection, MemberRow.picture.in_(ids)
-                session.execute(delete(MemberRow).where(*gone))
+            return count
 
-        self.store.write(work)
+        return self.store.write(work)
 
     # After a crash
 

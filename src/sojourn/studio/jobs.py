@@ -86,7 +86,7 @@ class Jobs:
             return row
 
         row = self.store.write(work)
-        self.bell.ring("job")
+        self.bell.ring(row.lane)
         return as_job(row)
 
     def get(self, id: int, owner: str | None = None) -> Job:

@@ -9,12 +9,13 @@ import time
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
 from sojourn.errors import InvalidInput, NotFound
 from sojourn.studio.store import Store
-from sojourn.studio.tables import KeyRow
+from sojourn.studio.tables import CollectionRow, JobRow, KeyRow, PictureRow, RatingRow
 
 Scope = Literal["generate", "train", "admin", "worker"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -22,6 +23,8 @@ RISING: tuple[Scope, ...] = ("generate", "train", "admin")
 """What a key may do; each may also do what those before it may. A worker does jobs and nothing else."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 PREFIX = "sj-"
+OWNER = "local"
+"""Who owns what is made while there is no key."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Keys:
 
     def add(self, name: str, scope: Scope = "generate") -> str:
         """A new key for `name`, who then owns what is made with it. Raises InvalidInput for a name that is taken."""
-        if not _NAME.fullmatch(name) or name == "local":
+        if not _NAME.fullmatch(name) or name == OWNER:
             raise InvalidInput('the name "{name}" is wrong: 1..64 letters, digits, "_", "." or "-"', name=name[:80])
         if scope not in SCOPES:
             raise InvalidInput('no scope "{scope}"; it can be {known}', scope=scope, known=", ".join(SCOPES))
@@ -56,6 +59,40 @@ class Keys:
         except IntegrityError:
             raise InvalidInput('there is a key for "{name}" already; remove it first', name=name) from None
         return key
+
+    def unowned(self) -> int:
+        """Pictures that were made while there was no key."""
+        query = select(func.count(PictureRow.id)).where(PictureRow.owner == OWNER)
+        return self.store.read(lambda session: session.scalar(query)) or 0
+
+    def adopt(self, name: str) -> int:
+        """Give `name` all that was made while there was no key; how many pictures. Raises NotFound.
+
+        A collection whose name they have already is given another.
+        """
+
+        def work(session: Session) -> int:
+            if session.scalar(select(KeyRow.id).where(KeyRow.name == name)) is None:
+                raise NotFound('there is no key for "{name}"', name=name[:80])
+            first = text("INSERT INTO owners (name, served) VALUES (:name, 0) ON CONFLICT DO NOTHING")
+            session.execute(first, {"name": name})  # whose turn it is is asked of all who wait
+            names = set(session.scalars(select(CollectionRow.name).where(CollectionRow.owner == name)))
+            for row in session.scalars(select(CollectionRow).where(CollectionRow.owner == OWNER)).all():
+                if row.name in names:
+                    row.name = f"{row.name[:180]} ({row.id})"
+            session.flush()
+            pictures = 0
+            for table, column in (
+                (JobRow, "owner"),
+                (CollectionRow, "owner"),
+                (RatingRow, "who"),
+                (PictureRow, "owner"),
+            ):
+                moved = update(table).where(getattr(table, column) == OWNER).values({column: name})
+                pictures = session.execute(moved).rowcount  # type: ignore[attr-defined]
+            return pictures
+
+        return self.store.write(work)
 
     def remove(self, name: str) -> None:
         """The key is worth nothing any more; what its owner made stays. Raises NotFound."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from sqlalchemy import select
@@ -28,35 +29,40 @@ class Ratings:
         stars: 0..5. hide: 1 hides, 0 shows again. pair: 1 = better than `other`, 0 = a draw. Raises InvalidInput,
         NotFound for a picture that is not theirs.
         """
-        if kind not in MOST or not 0 <= value <= MOST[kind]:
-            most = MOST.get(kind, 0)
-            raise InvalidInput("a rating of {kind} is 0..{most}, found {value}", kind=kind, most=most, value=value)
+        _check(kind, value)
         if (kind == "pair") != (other is not None) or picture == other:
             raise InvalidInput("a pair is of two pictures, other ratings of one")
 
         def work(session: Session) -> int:
             row = _theirs(session, picture, who)
-            recipe: dict[str, Any] = {"picture": row.recipe}
-            if other is not None:
-                recipe["other"] = _theirs(session, other, who).recipe
-            if kind == "stars":
-                row.stars = value
-            if kind == "hide":
-                row.hidden = bool(value)
-            rating = RatingRow(
-                who=who, kind=kind, picture=picture, other=other, value=value, recipe=recipe, created=time.time()
-            )
+            rating = _rated(row, kind, value, None if other is None else _theirs(session, other, who))
             session.add(rating)
             session.flush()
             return rating.id
 
         return self.store.write(work)
 
-    def undo(self, who: str) -> RatingRow | None:
-        """Take the last rating back, marks and all; it is kept, as undone. None where there is none."""
+    def rate_many(self, who: str, kind: Literal["stars", "hide"], pictures: Sequence[int], value: int) -> int:
+        """Rate each alike, in one transaction; how many. Those that are not theirs are passed over.
+
+        Raises InvalidInput.
+        """
+        _check(kind, value)
+
+        def work(session: Session) -> int:
+            rows = session.scalars(select(PictureRow).where(PictureRow.id.in_(pictures), PictureRow.owner == who)).all()
+            session.add_all(_rated(row, kind, value) for row in rows)
+            return len(rows)
+
+        return self.store.write(work)
+
+    def undo(self, who: str, kind: Kind | None = None) -> RatingRow | None:
+        """Take the last rating (of a kind) back, marks and all; it is kept, as undone. None where there is none."""
 
         def work(session: Session) -> RatingRow | None:
             query = select(RatingRow).where(RatingRow.who == who, RatingRow.undone.is_(False))
+            if kind is not None:
+                query = query.where(RatingRow.kind == kind)
             last = session.scalars(query.order_by(RatingRow.id.desc()).limit(1)).first()
             if last is None:
                 return None
@@ -78,6 +84,27 @@ class Ratings:
         if who is not None:
             query = query.where(RatingRow.who == who)
         return list(self.store.read(lambda session: session.scalars(query.order_by(RatingRow.id).limit(limit)).all()))
+
+
+def _check(kind: Kind, value: int) -> None:
+    if kind not in MOST or not 0 <= value <= MOST[kind]:
+        most = MOST.get(kind, 0)
+        raise InvalidInput("a rating of {kind} is 0..{most}, found {value}", kind=kind, most=most, value=value)
+
+
+def _rated(row: PictureRow, kind: Kind, value: int, other: PictureRow | None = None) -> RatingRow:
+    """Mark a picture of their own; the rating to be kept."""
+    recipe: dict[str, Any] = {"picture": row.recipe}
+    if other is not None:
+        recipe["other"] = other.recipe
+    if kind == "stars":
+        row.stars = value
+    if kind == "hide":
+        row.hidden = bool(value)
+    return RatingRow(
+        who=row.owner, kind=kind, picture=row.id, other=other.id if other else None, value=value, recipe=recipe,
+        created=time.time(),
+    )  # fmt: skip
 
 
 def _theirs(session: Session, picture: int, who: str) -> PictureRow:

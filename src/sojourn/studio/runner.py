@@ -25,7 +25,7 @@ from sojourn.studio.worker import BEAT_S, DATABASE
 log = logging.getLogger("sojourn.studio")
 LEASE_S = 12.0
 """Without a sign of life for so long, a worker is taken for dead."""
-PATIENCE_S = 8.0
+PATIENCE_S = 6.0
 """How long workers have to end in peace."""
 SWEEP_S = 3600.0
 """Time between two sweeps."""
@@ -71,10 +71,12 @@ class Runner:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        deadline = time.monotonic() + 1.0
         for thread in self._threads:
-            thread.join(timeout=2 * BEAT_S)
+            thread.join(max(0.0, deadline - time.monotonic()))
         self._processes.clear()
-        self._bury_dead()
+        with suppress(SojournError):  # the next start does it
+            self._bury_dead()
 
     def pids(self) -> dict[str, int]:
         """Lane -> process."""

@@ -22,7 +22,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, InterfaceError, OperationalError, TimeoutError
 from sqlalchemy.orm import Session
 
 from sojourn.card import home
@@ -34,6 +34,8 @@ PATIENCE_S = 60.0
 """How long a transaction waits for a database that is locked or away before it gives up."""
 WRITERS = 20
 """Writers of a process that may wait for a local database at once: more would leave no thread for readers."""
+AWAY = (OperationalError, InterfaceError, DatabaseError)
+"""What a database raises that is away, busy or damaged (the last: SQLite's "malformed"); others are about the rows."""
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 
 
@@ -48,6 +50,7 @@ class Store:
         """
         self.url = _url(url)
         self.engine = _engine(self.url)
+        self.patience_s = PATIENCE_S  # of readers: a server has no thread to spare for one that waits long
         self._writers = threading.BoundedSemaphore(WRITERS)
         self._turn = threading.Lock()
         self._writer: ThreadPoolExecutor | None = None
@@ -72,7 +75,7 @@ class Store:
 
     def read(self, work: Callable[[Session], T]) -> T:
         """What `work` makes of one consistent view of the rows."""
-        return self._run(work, self.engine)
+        return self._run(work, self.engine, self.patience_s)
 
     def write(self, work: Callable[[Session], T]) -> T:
         """Run `work` as one transaction: all of it is durable when this returns, or nothing was done."""
@@ -108,8 +111,8 @@ class Store:
             self._writer.shutdown()
         self.engine.dispose()
 
-    def _run(self, work: Callable[[Session], T], engine: Engine) -> T:
-        patience = time.monotonic() + PATIENCE_S
+    def _run(self, work: Callable[[Session], T], engine: Engine, patience_s: float = PATIENCE_S) -> T:
+        patience = time.monotonic() + patience_s
         while True:
             committing = False
             try:
@@ -118,9 +121,14 @@ class Store:
                     committing = True
                     session.commit()
                     return found
-            except (OperationalError, InterfaceError) as error:
+            except (DatabaseError, InterfaceError) as error:
+                if type(error) not in AWAY:
+                    raise
                 unknown = committing and not self.local  # it may be done: once more could be twice
                 if unknown or not _passing(error) or time.monotonic() > patience:
+                    raise self._told(error) from None
+            except TimeoutError as error:  # no connection is free
+                if time.monotonic() > patience:
                     raise self._told(error) from None
             time.sleep(random.uniform(0.02, 0.2))
 

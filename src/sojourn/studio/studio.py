@@ -9,20 +9,23 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from sojourn import card
 from sojourn.card import home
+from sojourn.errors import InvalidInput, NotFound
 from sojourn.studio.asks import settled
 from sojourn.studio.bell import Bell
 from sojourn.studio.blobs import Blobs
 from sojourn.studio.gallery import Gallery
 from sojourn.studio.jobs import Jobs
+from sojourn.studio.keys import OWNER
 from sojourn.studio.ledger import Happened, Job
 from sojourn.studio.process import here
 from sojourn.studio.ratings import Ratings
 from sojourn.studio.runner import Runner
 from sojourn.studio.store import Store
 
-OWNER = "local"
-"""Who asks where nobody says who."""
+ACTIVE = 10_000
+"""Jobs that are looked through for one that makes the same."""
 
 
 class Studio:
@@ -54,10 +57,30 @@ class Studio:
     def ask(self, kind: str, request: dict[str, Any], *, owner: str = OWNER, priority: int = 0) -> Job:
         """Ask for a job; it is durable when this returns. Raises InvalidInput, NotFound, Unsupported."""
         kept, batch, rows = settled(kind, request)
+        for sha256 in (kept.get("source"), kept.get("mask"), kept.get("upload")):
+            if sha256 is not None and not self.blobs.has(sha256):
+                raise NotFound("there is no upload {sha256}", sha256=sha256)
+        if kind in ("prepare", "train"):
+            self._check_name(kind, kept)
         place = here() if kind == "prepare" else ""  # sets are kept here
         if goes_on := kept.get("goes_on"):
             place = self.jobs.get(goes_on).place or here()  # its run is there
         return self.jobs.submit(owner, kind, kept, priority=priority, batch=batch, rows=rows, place=place)
+
+    def _check_name(self, kind: str, asked: dict[str, Any]) -> None:
+        """Refuse what would replace a package or a set, or work where another job does."""
+        to, goes_on = asked["to"], asked.get("goes_on")
+        for job in self.jobs.page(states=("queued", "running"), limit=ACTIVE):
+            if job.kind == kind and (
+                job.request["to"] == to or (goes_on and goes_on in (job.id, job.request["goes_on"]))
+            ):
+                raise InvalidInput('job {id} makes "{name}" already; wait for it or stop it', id=job.id, name=to)
+        if goes_on and self.jobs.get(goes_on).request["to"] == to:
+            return
+        if kind == "prepare" and (home() / "sets" / to).exists():
+            raise InvalidInput('there is a set "{name}" already; take another name', name=to)
+        if kind == "train" and to in card.shelved():
+            raise InvalidInput('there is a package "{name}" already; take another name', name=to)
 
     def follow(
         self, job: int, after: int = 0, owner: str | None = None, timeout_s: float | None = None

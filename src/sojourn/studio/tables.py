@@ -143,6 +143,12 @@ class PictureRow(Base):
         Index("pictures_starred", "owner", "stars", "id", sqlite_where=text("stars > 0"),
               postgresql_where=text("stars > 0")),
         Index("pictures_blob", "sha256"),
+        Index("pictures_trashed", "owner", "id", sqlite_where=text("trashed IS NOT NULL"),
+              postgresql_where=text("trashed IS NOT NULL")),
+        Index("pictures_hidden", "owner", "id", sqlite_where=text("hidden IS 1"),
+              postgresql_where=text("hidden IS true")),
+        Index("pictures_model", "owner", "model", "id"),
+        Index("pictures_style", "owner", "style", "id"),
         Index("pictures_unseen", "id", sqlite_where=text("vector IS NULL"), postgresql_where=text("vector IS NULL")),
         NUMBERED,
     )  # fmt: skip

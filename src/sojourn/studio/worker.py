@@ -138,7 +138,7 @@ class Worker:
         beaten = 0.0
         while not self.closing.is_set():
             words = self.ear.wait(BEAT_S)
-            if "job" in words:
+            if words & {"job", *self.lanes}:
                 self.wake.set()
             try:
                 if time.monotonic() - beaten >= BEAT_S:

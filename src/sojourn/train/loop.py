@@ -50,19 +50,22 @@ def train(package: Package, data: PackedSet, config: TrainConfig, folder: Path) 
     if config.precision == "bf16" and not package.family.bf16:
         raise ConfigError("precision bf16 does not hold for {family}; use fp32", family=package.card.family)
     run = Run(package, data, config, folder)
-    if (folder / "package" / "card.json").is_file() and (folder / "done").is_file():
-        yield Done(path=str(folder / "package"), text="already trained")
-        return
-    yield from run.start()
     try:
-        yield from run.rounds()
-    except GeneratorExit:
-        run.save()
-        raise
+        if (folder / "package" / "card.json").is_file() and (folder / "done").is_file():
+            yield Done(path=str(folder / "package"), text="already trained")
+            return
+        yield from run.start()
+        try:
+            yield from run.rounds()
+        except GeneratorExit:
+            run.save()
+            raise
+        finally:
+            if run.crew is not None:
+                run.crew.close()
+        yield from run.finish()
     finally:
-        if run.crew is not None:
-            run.crew.close()
-    yield from run.finish()
+        run.record.close()
 
 
 class Run:

@@ -57,6 +57,12 @@ class Record:
             for sink in self.sinks:
                 sink.picture(seen, path)
 
+    def close(self) -> None:
+        """Let go of the hooks, which have files and threads."""
+        for sink in self.sinks:
+            sink.close()
+        self.sinks.clear()
+
     def rewind(self, seen: int) -> None:
         """Drop lines past `seen`: the training goes on from there."""
         self.written = seen
@@ -103,7 +109,11 @@ class _TensorBoard:
         import numpy as np
         from PIL import Image
 
-        self.writer.add_image("sheet", np.asarray(Image.open(path).convert("RGB")), seen, dataformats="HWC")
+        with Image.open(path) as sheet:
+            self.writer.add_image("sheet", np.asarray(sheet.convert("RGB")), seen, dataformats="HWC")
+
+    def close(self) -> None:
+        self.writer.close()
 
 
 class _WandB:
@@ -120,3 +130,6 @@ class _WandB:
         import wandb
 
         self.run.log({"seen": seen, "sheet": wandb.Image(str(path))})
+
+    def close(self) -> None:
+        self.run.finish()

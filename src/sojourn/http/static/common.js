@@ -41,6 +41,11 @@ export async function call(method, path, body, quiet = false) {
   throw new Error(told.error.message);
 }
 
+/** Put a text where changes are read out; one that stands there already is not read out again. */
+export function say(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
 export function notice(text, wrong = false) {
   const line = el("p", { class: wrong ? "notice wrong" : "notice" }, text);
   $("notices").append(line);
@@ -89,10 +94,7 @@ export function recipe(row) {
 }
 
 /** A job's error in words. */
-export function told(error) {
-  if (!error?.template) return "";
-  return error.template.replace(/\{(\w+)(![rsa])?\}/g, (_, name) => error.fields?.[name] ?? "");
-}
+export const told = (error) => error?.message ?? "";
 
 const theme = localStorage.getItem("theme");
 if (theme) document.documentElement.dataset.theme = theme;

@@ -40,8 +40,9 @@ async function judge(better, draw = false) {
   }
 }
 async function undo() {
-  const undone = await call("DELETE", "/api/v1/ratings/last").catch(() => null);
-  if (undone && count) count--;
+  if (!count) return; // what was compared on an earlier visit stays
+  const undone = await call("DELETE", "/api/v1/ratings/last?kind=pair").catch(() => null);
+  if (undone) count--;
   $("tally").textContent = t("{count} compared", { count });
 }
 $("left").addEventListener("click", () => judge(0));

@@ -24,12 +24,15 @@ export function candidates(text, words) {
   return { from: 0, found: [] };
 }
 
+/** Completes in `input` by `list`; what it gives back closes the list. */
 export function complete(input, list, model) {
   let at = -1;
   let from = 0;
+  let turn = 0;
   const close = () => {
     list.hidden = true;
     at = -1;
+    turn++; // also what is on its way
     input.setAttribute("aria-expanded", "false");
     input.removeAttribute("aria-activedescendant");
   };
@@ -38,8 +41,8 @@ export function complete(input, list, model) {
     const before = input.value.slice(0, caret - from) + text;
     input.value = `${before} ${input.value.slice(caret).trimStart()}`;
     input.setSelectionRange(before.length + 1, before.length + 1);
-    input.dispatchEvent(new Event("input"));
     close();
+    input.dispatchEvent(new Event("input"));
   };
   const mark = (next) => {
     at = (next + list.children.length) % list.children.length;
@@ -47,9 +50,11 @@ export function complete(input, list, model) {
     list.children[at].scrollIntoView({ block: "nearest" });
     input.setAttribute("aria-activedescendant", list.children[at].id);
   };
-  input.addEventListener("input", async (event) => {
+  const suggest = async (event) => {
     if (event.isComposing) return;
+    const mine = ++turn;
     const words = await wordsOf(model());
+    if (mine !== turn) return;
     const some = candidates(input.value.slice(0, input.selectionStart), words);
     from = some.from;
     list.replaceChildren(
@@ -58,9 +63,11 @@ export function complete(input, list, model) {
     at = -1;
     list.hidden = !some.found.length;
     input.setAttribute("aria-expanded", String(!list.hidden));
-  });
+  };
+  input.addEventListener("input", suggest);
+  input.addEventListener("compositionend", suggest); // Chromium's last `input` of a Chinese word still says it composes
   input.addEventListener("keydown", (event) => {
-    if (list.hidden) return;
+    if (list.hidden || event.isComposing) return;
     if (event.key === "ArrowDown" || event.key === "ArrowUp") {
       event.preventDefault();
       mark(at + (event.key === "ArrowDown" ? 1 : at < 0 ? 0 : -1));
@@ -70,4 +77,5 @@ export function complete(input, list, model) {
     } else if (event.key === "Escape") close();
   });
   input.addEventListener("blur", close);
+  return close;
 }

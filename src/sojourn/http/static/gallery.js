@@ -2,11 +2,14 @@
 import { $, call, el, notice, picture, recipe, t } from "/static/common.js";
 
 const PAGE = 100;
+const BLOCK = 840; // cells laid out together: 1 to 8 columns make whole rows of them
+const MOST = 1000; // ids of one request
 let before = null;
 let loading = false;
 let whole = false;
 let asked = 0;
 let anchor = null;
+let viewed = null;
 const chosen = new Map();
 
 function query() {
@@ -23,12 +26,27 @@ async function more() {
   const mine = ++asked;
   const rows = await call("GET", `/api/v1/pictures?${query()}`).catch(() => []);
   if (mine !== asked) return;
-  $("grid").append(...rows.map(cell));
+  for (const row of rows) place(cell(row));
   whole = rows.length < PAGE;
   before = rows.at(-1)?.id ?? before;
   loading = false;
   $("nothing").hidden = $("grid").children.length > 0;
   if (!whole && $("end").getBoundingClientRect().top < innerHeight + 800) more();
+}
+const cells = () => [...document.querySelectorAll(".cell")];
+/** At the end, in a block that the browser skips while it is out of sight: else each step of a scroll costs by all. */
+function place(cell) {
+  let last = $("grid").lastElementChild;
+  if (!last || last.children.length === BLOCK) $("grid").append((last = el("div", { class: "grid" })));
+  last.append(cell);
+}
+/** Fill each block from the next, where cells were taken away. */
+function refill() {
+  cells().forEach((one, i) => {
+    const block = $("grid").children[Math.floor(i / BLOCK)];
+    if (one.parentElement !== block) block.append(one);
+  });
+  for (const block of [...$("grid").children]) if (!block.firstElementChild) block.remove();
 }
 function afresh() {
   before = null;
@@ -36,23 +54,32 @@ function afresh() {
   asked++;
   $("grid").replaceChildren();
   choose([]);
+  for (const button of document.querySelectorAll("[data-where]")) {
+    const [, not, name] = /(!?)(.*)/.exec(button.dataset.where);
+    const there = name === "collection" ? $(name).value !== "" : $(name).checked;
+    button.hidden = there === (not === "!");
+  }
   more();
 }
 function cell(row) {
   const box = el("input", { type: "checkbox", "aria-label": `${t("Choose")} ${row.words} ${row.seed}` });
   const image = el("img", { src: picture(row.id), alt: row.words, loading: "lazy", decoding: "async", width: "136", height: "136" });
   const out = el("div", { class: "cell", role: "listitem" }, el("button", { type: "button", "aria-label": row.words, onclick: () => view(row) }, image), box);
-  if (row.stars) out.append(el("span", { class: "star", "aria-label": `${row.stars} ★` }, "★"));
   out.row = row;
+  starred(out);
   box.addEventListener("click", (event) => {
-    const cells = [...$("grid").children];
-    if (event.shiftKey && anchor) {
-      const [from, to] = [cells.indexOf(anchor), cells.indexOf(out)].sort((a, b) => a - b);
-      choose([...chosen.keys(), ...cells.slice(from, to + 1)]);
+    if (event.shiftKey && anchor?.isConnected) {
+      const all = cells();
+      const [from, to] = [all.indexOf(anchor), all.indexOf(out)].sort((a, b) => a - b);
+      choose([...chosen.keys(), ...all.slice(from, to + 1)]);
     } else choose(box.checked ? [...chosen.keys(), out] : [...chosen.keys()].filter((other) => other !== out));
     anchor = out;
   });
   return out;
+}
+function starred(cell) {
+  cell.querySelector(".star")?.remove();
+  if (cell.row.stars) cell.append(el("span", { class: "star", role: "img", "aria-label": `${cell.row.stars} ★` }, "★"));
 }
 function choose(cells) {
   for (const old of chosen.keys()) {
@@ -86,37 +113,74 @@ async function collections() {
   $("collection").replaceChildren(el("option", { value: "" }, t("any")), ...found.map((one) => el("option", { value: one.id }, `${one.name} (${one.count})`)));
   $("collection").value = held;
 }
+/** Ask for all that are chosen, so many at once as a request may hold. */
+async function ask(ids, path, more = {}) {
+  for (let i = 0; i < ids.length; i += MOST) await call("POST", path, { ...more, ids: ids.slice(i, i + MOST) });
+}
+function gone() {
+  for (const one of chosen.keys()) one.remove();
+  choose([]);
+  refill();
+  $("nothing").hidden = $("grid").children.length > 0;
+}
+/** Whether somebody who is asked says yes. */
+function sure(text, yes) {
+  $("sure-text").textContent = text;
+  $("sure-yes").textContent = yes;
+  $("sure").returnValue = "";
+  $("sure").showModal();
+  return new Promise((done) => $("sure").addEventListener("close", () => done($("sure").returnValue === "yes"), { once: true }));
+}
+const RATE = "/api/v1/ratings/many";
 const ACTS = {
   star: async (ids) => {
-    for (const id of ids) await call("POST", "/api/v1/ratings", { kind: "stars", picture: id, value: 5 });
-    afresh();
-  },
-  trash: async (ids) => {
-    await call("POST", "/api/v1/pictures/trash", { ids });
-    for (const one of chosen.keys()) one.remove();
+    await ask(ids, RATE, { kind: "stars", value: 5 });
+    for (const one of chosen.keys()) {
+      one.row.stars = 5;
+      starred(one);
+    }
     choose([]);
   },
-  back: async (ids) => {
-    await call("POST", "/api/v1/pictures/trash?back=true", { ids });
-    for (const one of chosen.keys()) one.remove();
-    choose([]);
-  },
+  hide: (ids) => ask(ids, RATE, { kind: "hide", value: 1 }).then(gone),
+  show: (ids) => ask(ids, RATE, { kind: "hide", value: 0 }).then(gone),
+  trash: (ids) => ask(ids, "/api/v1/pictures/trash").then(gone),
+  back: (ids) => ask(ids, "/api/v1/pictures/trash?back=true").then(gone),
   zip: async (ids) => {
-    const blob = await call("POST", "/api/v1/pictures/zip", { ids });
-    const link = el("a", { href: URL.createObjectURL(blob), download: "sojourn.zip" });
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+    for (let i = 0; i < ids.length; i += MOST) {
+      const blob = await call("POST", "/api/v1/pictures/zip", { ids: ids.slice(i, i + MOST) });
+      const link = el("a", { href: URL.createObjectURL(blob), download: i ? `sojourn-${i / MOST + 1}.zip` : "sojourn.zip" });
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+    }
   },
   collect: async (ids) => {
     const name = globalThis.prompt(t("Name of the collection"));
     if (!name?.trim()) return;
-    await call("POST", "/api/v1/collections", { name, ids });
+    await ask(ids, "/api/v1/collections", { name });
     notice(t("{count} in {name}", { count: ids.length, name }));
     choose([]);
     collections();
   },
+  out: async (ids) => {
+    await ask(ids, "/api/v1/collections/out", { collection: Number($("collection").value) });
+    gone();
+    collections();
+  },
   none: async () => choose([]),
 };
+$("empty").addEventListener("click", async () => {
+  if (!(await sure(t("All pictures in the trash will be deleted for good."), t("Empty the trash")))) return;
+  await call("DELETE", "/api/v1/trash").catch(() => null);
+  afresh();
+});
+$("scatter").addEventListener("click", async () => {
+  const one = $("collection").selectedOptions[0];
+  if (!(await sure(t("{name} will be deleted; its pictures stay.", { name: one.textContent }), t("Delete the collection")))) return;
+  if (!(await call("DELETE", `/api/v1/collections/${one.value}`).catch(() => null))) return;
+  $("collection").value = "";
+  await collections();
+  afresh();
+});
 $("chosen").addEventListener("click", (event) => {
   const act = event.target.closest("button")?.dataset.act;
   if (act) ACTS[act]([...chosen.values()].map((row) => row.id)).catch(() => {});
@@ -126,6 +190,7 @@ addEventListener("keydown", (event) => {
 });
 
 async function view(row) {
+  viewed = row.id;
   $("viewer-picture").src = picture(row.id, 1024);
   $("viewer-picture").alt = row.words;
   $("viewer-words").textContent = row.words;
@@ -134,9 +199,18 @@ async function view(row) {
     el("a", { class: "button", href: picture(row.id), download: `sojourn-${row.id}.png` }, t("Download")),
   );
   $("viewer-alike").replaceChildren();
-  if (!$("viewer").open) $("viewer").showModal();
+  if ($("viewer").open) $("viewer-row").firstChild.focus(); // the link that was followed is gone
+  else $("viewer").showModal();
   const near = await call("GET", `/api/v1/pictures/${row.id}/alike?limit=12`, undefined, true).catch(() => []);
-  $("viewer-alike").replaceChildren(...near.filter((one) => one.picture.id !== row.id).map((one) => el("img", { src: picture(one.picture.id), alt: one.picture.words, title: one.picture.words })));
+  if (viewed === row.id) $("viewer-alike").replaceChildren(...near.filter((one) => one.picture.id !== row.id).map((one) => alike(one.picture)));
+}
+function alike(row) {
+  const follow = (event) => {
+    if (event.ctrlKey || event.metaKey || event.shiftKey) return; // into a tab of its own
+    event.preventDefault();
+    view(row);
+  };
+  return el("a", { href: picture(row.id, 1024), title: row.words, onclick: follow }, el("img", { src: picture(row.id), alt: row.words }));
 }
 collections();
 afresh();

@@ -1,5 +1,5 @@
 // The page that draws: prompt bar, tiles that form, variations, the mask brush.
-import { $, call, data, el, events, notice, picture, recipe, t, told } from "/static/common.js";
+import { $, call, data, el, events, notice, picture, recipe, say, t, told } from "/static/common.js";
 import { complete } from "/static/complete.js";
 import { paint } from "/static/brush.js";
 
@@ -16,7 +16,7 @@ function grow() {
   prompt.style.height = `${prompt.scrollHeight + 2}px`;
 }
 prompt.addEventListener("input", grow);
-complete(prompt, $("completions"), () => $("model").value); // hears of Enter first
+const uncompleted = complete(prompt, $("completions"), () => $("model").value); // hears of Enter first
 prompt.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.defaultPrevented && !event.isComposing) {
     event.preventDefault();
@@ -54,7 +54,7 @@ function asked(text) {
 
 $("ask").addEventListener("submit", async (event) => {
   event.preventDefault();
-  prompt.blur();
+  uncompleted();
   const texts = permuted(prompt.value);
   if (texts.length > 16) return notice(t("{count} prompts at once; 16 at most", { count: texts.length }), true);
   for (const text of texts) {
@@ -125,7 +125,7 @@ function show(job, fresh) {
   if (jobs.has(job.id)) return jobs.get(job.id);
   const count = Number(/--n (\d+)/.exec(job.request.prompt)?.[1] ?? 4);
   const words = job.request.prompt.replace(/ --(model emoji|n 4|seed \d+)(?= |$)/g, "") || "—";
-  const state = el("span", { class: "state" });
+  const state = el("span", { class: "state", role: "status" });
   const stop = el("button", { type: "button", onclick: () => call("DELETE", `/api/v1/jobs/${job.id}`) }, t("Stop"));
   const again = el("button", { type: "button", title: t("The same words, drawn anew"), onclick: () => reroll(job) }, `↻ ${t("Again")}`);
   const tiles = el("div", { class: "tiles" });
@@ -140,10 +140,10 @@ function show(job, fresh) {
   }
   held.card = el("article", { class: "job", "data-job": job.id }, el("div", { class: "head" }, el("span", { class: "said" }, words), state, stop, again), tiles);
   jobs.set(job.id, held);
+  update(held, job.state); // before it is shown: what changes from then on is read out
   if (fresh) $("jobs").prepend(held.card);
   else $("jobs").append(held.card);
   $("examples").hidden = true;
-  update(held, job.state);
   for (const [kind, event] of early.get(job.id) ?? []) handle(held, kind, event);
   early.delete(job.id);
   return held;
@@ -156,7 +156,8 @@ function reroll(job) {
 
 function update(held, state) {
   held.job.state = state;
-  held.state.textContent = state === "done" ? "" : t(state);
+  say(held.state, t(state));
+  held.state.classList.toggle("quiet", state === "done");
   held.stop.hidden = !["queued", "running"].includes(state);
   for (const { frame } of held.frames) frame.classList.toggle("forming", state === "running" || state === "queued");
 }
@@ -191,9 +192,9 @@ function filled({ frame, image, acts }, row) {
   };
   const act = (label, title, run) => el("button", { type: "button", title, "aria-label": title, onclick: run }, label);
   acts.replaceChildren(
-    el("a", { class: "button", href: picture(row.id, 1024), target: "_blank", rel: "noopener", title: t("Larger"), "aria-label": t("Larger") }, "U"),
-    act("V", t("Vary a little"), () => vary(0.45)),
-    act("V+", t("Vary a lot"), () => vary(0.75)),
+    el("a", { class: "button", href: picture(row.id, 1024), target: "_blank", rel: "noopener", title: t("U: larger"), "aria-label": t("U: larger") }, "U"),
+    act("V", t("V: vary a little"), () => vary(0.45)),
+    act("V+", t("V+: vary a lot"), () => vary(0.75)),
     act("✎", t("Change a part"), () => paint(row, words, (request) => ask("edit", { ...request, previews: PREVIEWS }))),
     star,
     act("ⓘ", t("Recipe"), () => recipe(row)),

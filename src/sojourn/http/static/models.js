@@ -1,5 +1,6 @@
 // Sets, trainings with their curves and sheets, measurements.
-import { $, call, data, el, events, notice, t, told } from "/static/common.js";
+import { $, call, data, el, events, notice, say, t, told } from "/static/common.js";
+import { MOST_BYTES, MOST_FILES, dropped, packed } from "/static/pack.js";
 
 const runs = new Map();
 
@@ -30,6 +31,27 @@ $("prepare").addEventListener("submit", async (event) => {
   const request = { to: $("set-name").value, upload: kept.sha256, size: Number($("set-size").value) };
   const job = await call("POST", "/api/v1/jobs", { kind: "prepare", request }).catch(() => null);
   if (job) show(job);
+});
+for (const kind of ["dragover", "dragleave", "drop"]) {
+  $("prepare").addEventListener(kind, (event) => {
+    event.preventDefault();
+    $("prepare").classList.toggle("over", kind === "dragover");
+  });
+}
+$("prepare").addEventListener("drop", async (event) => {
+  const files = await dropped(event.dataTransfer).catch(() => []);
+  const bytes = files.reduce((sum, [, file]) => sum + file.size, 0);
+  if (!files.length) return notice(t("Nothing in it can be read."), true);
+  if (files.length > MOST_FILES || bytes > MOST_BYTES) {
+    return notice(t("{count} files, {size} MB: too much for the page; `sojourn prepare` takes it.", { count: files.length, size: Math.ceil(bytes / 2 ** 20) }), true);
+  }
+  const [path] = files[0];
+  const name = path.includes("/") ? path.split("/")[0] : path.replace(/\.[^.]*$/, "");
+  const zip = files.length === 1 && /\.zip$/i.test(path) ? files[0][1] : new File([await packed(files)], `${name}.zip`, { type: "application/zip" });
+  const held = new DataTransfer();
+  held.items.add(zip);
+  $("set-file").files = held.files;
+  $("set-name").value ||= name.replace(/[^\w.-]+/g, "-").replace(/^[^A-Za-z0-9]+/, "").slice(0, 64);
 });
 
 // A form made by the recipe's own settings
@@ -90,7 +112,7 @@ function title({ kind, request }) {
 
 function show(job) {
   if (runs.has(job.id)) return runs.get(job.id);
-  const state = el("span", { class: "state" });
+  const [state, far] = [el("span", { class: "state", role: "status" }), el("span", { class: "state" })]; // only the first is read out
   const bar = el("progress", { max: "1", value: "0", "aria-label": t("Progress") });
   const stop = el("button", { type: "button", onclick: () => call("DELETE", `/api/v1/jobs/${job.id}`) }, t("Stop"));
   const resume = el("button", { type: "button", onclick: () => goOn(job) }, t("Go on"));
@@ -105,18 +127,19 @@ function show(job) {
   const sheets = el("div", { class: "sheets" });
   const [table, report] = [el("div", { class: "scroll" }), el("p", { class: "hint" })];
   const what = title(job);
-  const held = { job, state, bar, stop, resume, curve, which, sheets, table, report, points: [] };
-  held.card = el("article", { class: "job", "data-job": job.id }, el("div", { class: "head" }, el("span", { class: "said" }, what), state, bar, stop, resume), curve, which, sheets, table, report);
+  const held = { job, state, far, bar, stop, resume, curve, which, sheets, table, report, points: [] };
+  held.card = el("article", { class: "job", "data-job": job.id }, el("div", { class: "head" }, el("span", { class: "said" }, what), state, far, bar, stop, resume), curve, which, sheets, table, report);
   runs.set(job.id, held);
-  $("trainings").prepend(held.card);
   update(held, job.state, job.error);
+  $("trainings").prepend(held.card);
   return held;
 }
 function update(held, state, error) {
   held.job.state = state;
-  held.state.textContent = t(state) + (error && state === "failed" ? `: ${told(error)}` : "");
+  say(held.state, t(state) + (error && state === "failed" ? `: ${told(error)}` : ""));
   held.stop.hidden = !["queued", "running"].includes(state);
   held.bar.hidden = state !== "running";
+  if (held.bar.hidden) held.far.textContent = "";
   held.resume.hidden = !(held.job.kind === "train" && ["cancelled", "failed"].includes(state));
 }
 async function goOn(job) {
@@ -132,7 +155,7 @@ function heard(kind, event) {
     held.bar.max = event.total || 1;
     held.bar.value = event.done;
     const left = event.eta_s ? `, ${Math.ceil(event.eta_s / 60)} ${t("min left")}` : "";
-    held.state.textContent = `${event.done.toLocaleString()} / ${event.total.toLocaleString()} ${t(event.unit)}${left}`;
+    held.far.textContent = `${event.done.toLocaleString()} / ${event.total.toLocaleString()} ${t(event.unit)}${left}`;
   } else if (kind === "metric") draw(held, event);
   else if (kind === "artifact" && event.sha256 && held.job.kind === "evaluate") scores(held, event);
   else if (kind === "sheet" && event.sha256) {

@@ -1,25 +1,28 @@
 // All jobs, live.
-import { $, call, el, events, t, told } from "/static/common.js";
+import { $, call, data, el, events, say, t, told } from "/static/common.js";
 
+const AGAIN_MS = 5000;
+const everyone = data.scope === "admin" && data.owner !== "local";
 const rows = new Map();
 
-function show(job, fresh) {
+function show(job) {
   if (rows.has(job.id)) {
     state(rows.get(job.id), job.state, job.error);
+    if (job.state === "running" && job.progress) progress(rows.get(job.id), job.progress);
     return;
   }
   const what = job.request.prompt ?? (job.request.recipe ? `${job.request.recipe} → ${job.request.to}` : job.request.to ?? (job.request.packages ?? []).join(", "));
-  const held = { job, state: el("td"), progress: el("td"), left: el("td"), act: el("td") };
-  held.row = el("tr", { "data-job": job.id }, el("td", {}, `${job.id}`), el("td", {}, `${t(job.kind)}: ${what}`), held.state, held.progress, held.left, held.act);
+  const held = { job, state: el("span", { role: "status" }), progress: el("td"), left: el("td"), act: el("td") };
+  held.row = el("tr", { "data-job": job.id }, el("td", {}, `${job.id}`), everyone ? el("td", {}, job.owner) : null, el("td", {}, `${t(job.kind)}: ${what}`), el("td", {}, held.state), held.progress, held.left, held.act);
   rows.set(job.id, held);
-  if (fresh) document.querySelector("tbody").prepend(held.row);
-  else document.querySelector("tbody").append(held.row);
   state(held, job.state, job.error);
   if (job.progress) progress(held, job.progress);
+  const body = document.querySelector("tbody");
+  body.insertBefore(held.row, [...body.children].find((row) => Number(row.dataset.job) < job.id) ?? null);
   $("nothing").hidden = true;
 }
 function state(held, name, error) {
-  held.state.textContent = t(name) + (name === "failed" ? `: ${told(error)}` : "");
+  say(held.state, t(name) + (name === "failed" ? `: ${told(error)}` : ""));
   held.act.replaceChildren();
   if (["queued", "running"].includes(name)) {
     held.act.append(el("button", { type: "button", onclick: () => call("DELETE", `/api/v1/jobs/${held.job.id}`) }, t("Stop")));
@@ -33,14 +36,14 @@ function progress(held, event) {
   held.left.textContent = event.eta_s ? `${Math.ceil(event.eta_s)} s` : "";
 }
 async function load() {
-  const found = await call("GET", "/api/v1/jobs?limit=200");
-  for (const job of found) show(job, false);
+  const found = await call("GET", `/api/v1/jobs?limit=200${everyone ? "&everyone=true" : ""}`);
+  for (const job of found) show(job);
   $("nothing").hidden = found.length > 0;
 }
 events(async (kind, event) => {
   if (!rows.has(event.job)) {
     const job = await call("GET", `/api/v1/jobs/${event.job}`, undefined, true).catch(() => null);
-    if (job) show(job, true);
+    if (job) show(job);
     return;
   }
   const held = rows.get(event.job);
@@ -51,3 +54,4 @@ events(async (kind, event) => {
   else if (["done", "failed", "cancelled"].includes(kind)) state(held, kind, event);
 }, load);
 load();
+if (everyone) setInterval(() => document.hidden || load().catch(() => {}), AGAIN_MS); // events are one's own
