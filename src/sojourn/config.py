@@ -103,8 +103,8 @@ class Stage(Strict):
     """Nested packages: name -> an earlier stage of this recipe, or a package."""
     start: Word = ""
     """Where its weights start from: an earlier stage of this recipe, or a package. Empty = from nothing."""
-    dtype: Literal["fp16", "fp32"] = "fp32"
-    """Precision of the package's weights on disk."""
+    dtype: Literal["int8", "fp16", "fp32"] = "fp32"
+    """Precision of the package's weights on disk. int8: a byte and, for each row, a scale."""
     train: TrainConfig = Field(default_factory=TrainConfig)
 
 

@@ -214,8 +214,9 @@ def _write(package: Package, folder: Path, dtype: Dtype, depth: int = 0) -> Card
     check_names(card)
     for name in card.files:
         (folder / name).parent.mkdir(exist_ok=True)
+    forms: dict[str, Dtype] = {**dict.fromkeys(tensors, "fp16" if dtype == "int8" else dtype), WEIGHTS: dtype}
     hashes = {
-        name: safefile.write_tensors(folder / name, weights.stored(some, dtype)) for name, some in tensors.items()
+        name: safefile.write_tensors(folder / name, weights.stored(tensors[name], form)) for name, form in forms.items()
     }
     for name, data in blobs.items():
         if len(data) > FILE_BYTES:
@@ -264,13 +265,13 @@ def _load(folder: Path, device: torch.device, verify: bool, depth: int) -> Packa
     spec = conditioner.extend(codec.spec)
     cls, config = _settings(card)
     with TensorFile(folder, WEIGHTS) as file:
-        family = _fill(cls, config, spec, file, folder)
-        halved = any(entry.torch_name in weights.HALVES for entry in file.entries.values())
+        found = {name: (entry.shape, entry.torch_name) for name, entry in file.entries.items()}
+        family = _fill(cls, config, spec, file, weights.told(found), folder)
         if verify and file.sha256 != card.files[WEIGHTS]:
             raise _changed(WEIGHTS, folder)
     adapters = tuple(_adapters(folder, card, family, verify))
     family.eval().to(device)
-    return Package(card, family, codec, conditioner, parts, adapters, "fp16" if halved else "fp32")
+    return Package(card, family, codec, conditioner, parts, adapters, weights.form(found))
 
 
 def _settings(card: Card) -> tuple[type[Family], Any]:
@@ -298,7 +299,9 @@ def _make(table: Literal["codec", "conditioner"], part: Part, parts: Mapping[str
         ) from error  # fmt: skip
 
 
-def _fill(cls: type[Family], config: Any, spec: DataSpec, file: TensorFile, folder: Path) -> Family:
+def _fill(
+    cls: type[Family], config: Any, spec: DataSpec, file: TensorFile, found: weights.Found, folder: Path
+) -> Family:
     """The net, built only as far as the weights file's header allows, then filled from it."""
     if math.prod(spec.shape) > SAMPLE or min(spec.shape, default=1) < 1:
         raise PackageError(
@@ -310,11 +313,10 @@ def _fill(cls: type[Family], config: Any, spec: DataSpec, file: TensorFile, fold
         raise OutOfRoom('package "{package}" needs {need_mb} MB of memory, {free_mb} MB are free',
             package=folder.name, need_mb=need >> 20, free_mb=free >> 20)  # fmt: skip
     family, targets = blank.build(lambda: cls(config, spec), weights.tensors_of, held, len(file.entries))
-    found = {name: (entry.shape, entry.torch_name) for name, entry in file.entries.items()}
     if problems := weights.compare(targets, found):
         raise weights.unfit(folder.name, problems)
     with torch.no_grad():
-        for name, tensor in file:
+        for name, tensor in weights.whole(file, targets):
             if not weights.finite(tensor):
                 raise _infinite(name, folder)
             targets[name].copy_(tensor)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -13,9 +13,13 @@ from torch import Tensor, nn
 from sojourn.errors import PackageError
 from sojourn.safefile import printable
 
-Dtype = Literal["fp16", "fp32"]
+Dtype = Literal["int8", "fp16", "fp32"]
 HALVES = ("float16", "bfloat16")
 _FLOATS = (*HALVES, "float32")
+Found = Mapping[str, tuple[tuple[int, ...], str]]
+"""Name -> (shape, dtype) of tensors."""
+SCALE = ".scale"
+"""Ends the name of what the rows of an int8 tensor are multiplied by."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,10 @@ def stored(tensors: Mapping[str, Tensor], dtype: Dtype) -> dict[str, Tensor]:
     """`tensors` as they are written. Raises PackageError for a value that is not finite, or too large for fp16."""
     out = {}
     for name, tensor in tensors.items():
-        if tensor.is_floating_point():
-            half = dtype == "fp16" and tensor.ndim >= 2
+        if dtype == "int8" and tensor.is_floating_point() and tensor.ndim >= 2 and finite(tensor):
+            out[name], out[name + SCALE] = _in_bytes(tensor.detach().to("cpu", torch.float32))
+        elif tensor.is_floating_point():
+            half = dtype != "fp32" and tensor.ndim >= 2
             out[name] = tensor.detach().to("cpu", torch.float16 if half else torch.float32)
             if not finite(out[name]):
                 raise PackageError(
@@ -59,6 +65,55 @@ def stored(tensors: Mapping[str, Tensor], dtype: Dtype) -> dict[str, Tensor]:
         else:
             out[name] = tensor.detach().cpu()
     return out
+
+
+def _in_bytes(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 of the same shape, and float32 (rows,) that its rows are to be multiplied by.
+
+    A scale has twelve bits: 127 of it is then exact, and what is read is written the same again.
+    """
+    rows = tensor.flatten(1)
+    part, power = torch.frexp(rows.abs().amax(dim=1) / 127)
+    scale = torch.ldexp((part * 4096).round() / 4096, power)
+    steps = rows / torch.where(scale > 0, scale, 1.0)[:, None]
+    return steps.round().clamp(-127, 127).to(torch.int8).view(tensor.shape), scale
+
+
+def told(found: Found) -> Found:
+    """What a file's tensors stand for: int8 and its scale are one tensor of floats."""
+    scaled = {
+        name
+        for name, (shape, dtype) in found.items()
+        if dtype == "int8" and len(shape) >= 2 and found.get(name + SCALE) == (shape[:1], "float32")
+    }
+    scales = {name + SCALE for name in scaled}
+    return {
+        name: (shape, "float16" if name in scaled else dtype)
+        for name, (shape, dtype) in found.items()
+        if name not in scales
+    }
+
+
+def form(found: Found) -> Dtype:
+    """How the tensors of a file are stored."""
+    if len(told(found)) < len(found):
+        return "int8"
+    return "fp16" if any(dtype in HALVES for _, dtype in found.values()) else "fp32"
+
+
+def whole(tensors: Iterable[tuple[str, Tensor]], names: Container[str]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that stand in a file, each under one of `names`: int8 ones wait for their scale, which comes next."""
+    held: dict[str, Tensor] = {}
+    for name, tensor in tensors:
+        base = name.removesuffix(SCALE)
+        if name not in names and base in held:
+            rows = held.pop(base)
+            yield base, rows.float() * tensor.float().view(-1, *(1 for _ in rows.shape[1:]))
+        elif tensor.dtype == torch.int8:
+            held[name] = tensor
+        else:
+            yield name, tensor
+    yield from held.items()
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
@@ -79,8 +134,8 @@ def finite(tensor: Tensor) -> bool:
     return bool(low.isfinite() & high.isfinite())
 
 
-def compare(targets: Mapping[str, Tensor], found: Mapping[str, tuple[tuple[int, ...], str]]) -> list[Mismatch]:
-    """How a net's tensors differ from weights, given as name -> (shape, dtype); the floats count as one dtype."""
+def compare(targets: Mapping[str, Tensor], found: Found) -> list[Mismatch]:
+    """How a net's tensors differ from weights; the floats count as one dtype."""
     out = [Mismatch(name, "missing", str(tuple(t.shape))) for name, t in targets.items() if name not in found]
     for name, (shape, dtype) in found.items():
         if name not in targets:
