@@ -162,11 +162,11 @@ def test_it_draws_edits_trains_and_measures(
 
         # Stopped, it goes on where its run is.
         settings[2:4] = ["seen=20_000", "batch_size=8"]
-        job = ask(ann, "train", recipe="dcgan", to="mine", overrides=settings)
+        job = ask(ann, "train", recipe="dcgan", to="later", overrides=settings)
         told(ann, job, "snapshot at", far)
         ann.delete(f"/api/v1/jobs/{job}")
         done(ann, job, far, "cancelled")
-        again = ask(ann, "train", recipe="dcgan", to="mine", overrides=settings, goes_on=job)
+        again = ask(ann, "train", recipe="dcgan", to="later", overrides=settings, goes_on=job)
         told(ann, again, "resumed at", far)
         ann.delete(f"/api/v1/jobs/{again}")
         done(ann, again, far, "cancelled")
@@ -193,7 +193,7 @@ def test_what_it_leaves_goes_to_another(server: Served, ann: httpx.Client, keys:
                     "32"], check=True, capture_output=True)  # fmt: skip
     settings = ["data=shapes", "preset=tiny", "seen=1_000_000", "batch_size=16", "snapshot=64", "sheet=0"]
     far = Far(server.url, keys["far"], house / "one", "background")
-    job = ask(ann, "train", recipe="dcgan", to="mine", overrides=settings)
+    job = ask(ann, "train", recipe="dcgan", to="other", overrides=settings)
     deadline = time.monotonic() + 120
     while ann.get(f"/api/v1/jobs/{job}").json()["state"] != "running":
         assert time.monotonic() < deadline, far.said()

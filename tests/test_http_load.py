@@ -176,7 +176,7 @@ def test_streams_that_are_cut(serve: Callable[..., Served]) -> None:
         for _ in range(3):
             now, opened, after, took = cut()
             assert now <= tasks
-            assert opened <= files + 8
+            assert opened <= files + count  # one left of each cut would be three times as many
             late = max(late, took)
         more = after / before - 1
         made = [job for job in studio.jobs.page(limit=500) if job.id not in followed]
