@@ -26,7 +26,7 @@ from sojourn.config import Recipe, Stage, TrainConfig, load_recipe
 from sojourn.data.dataset import Item, PackedSet, SetInfo, SetWriter
 from sojourn.errors import ConfigError, OutOfRoom, TrainingFailed
 from sojourn.schema import Part
-from sojourn.train import loop, state
+from sojourn.train import loop, record, state
 from sojourn.train.build import build, run_recipe
 from sojourn.train.feed import Feed
 from sojourn.train.gradient import Crew, Diverged, Update
@@ -43,6 +43,48 @@ def finish(recipe: Recipe, folder: Path) -> str:
     for _ in run_recipe(recipe, folder):
         pass
     return digest(folder)
+
+
+def test_a_training_closes_its_logs_however_it_ends(
+    sets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker does many: each log that stays open is a thread and two files."""
+    opened: list[str] = []
+    closed: list[str] = []
+
+    class Log:
+        def __init__(self, name: str) -> None:
+            self.name = name
+            opened.append(name)
+
+        def scalars(self, seen: int, row: object) -> None: ...
+
+        def picture(self, seen: int, path: Path) -> None: ...
+
+        def close(self) -> None:
+            closed.append(self.name)
+
+    inner = record.Record.__init__
+
+    def init(self: record.Record, folder: Path, config: TrainConfig) -> None:
+        inner(self, folder, config)
+        self.sinks = [Log(folder.name)]
+
+    monkeypatch.setattr(record.Record, "__init__", init)
+    recipe = recipe_for(next(iter(STAGES)), sets)
+    events = run_recipe(recipe, tmp_path / "run")
+    for _ in range(4):
+        next(events)
+    events.close()
+    assert closed == opened != []
+    finish(recipe, tmp_path / "run")
+    assert closed == opened
+    before = len(opened)
+    monkeypatch.setattr(loop.Run, "rounds", lambda self: iter([][0]))
+    with pytest.raises(IndexError):
+        finish(recipe, tmp_path / "other")
+    assert len(opened) > before
+    assert closed == opened
 
 
 @pytest.mark.parametrize("name", STAGES)
