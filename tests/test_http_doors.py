@@ -292,5 +292,22 @@ def test_owners_do_not_see_each_other(home: Path) -> None:
         print(f"T31: {tried} ids of another")
 
 
+def test_settings_are_an_owners_own(home: Path) -> None:
+    with app() as (client, studio):
+        keys = {name: {"authorization": f"Bearer {Keys(studio.store).add(name)}"} for name in ("ann", "bob")}
+        assert set(client.get("/api/v1/settings", headers=keys["ann"]).json().values()) == {None}
+        wanted = {"style": "noto", "n": 2, "guidance": 2, "no": "hat, dog"}
+        assert client.put("/api/v1/settings", json=wanted, headers=keys["ann"]).status_code == 200
+        client.post("/api/v1/jobs", json=generate("a cat"), headers=keys["ann"])  # turns are kept in the same rows
+        for more in ({"n": 0}, {"n": True}, {"style": ""}, {"seed": 1}, {"guidance": "a lot"}):
+            refused = client.put("/api/v1/settings", json={**wanted, **more}, headers=keys["ann"])
+            assert refused.status_code == 400, more
+        found = client.get("/api/v1/settings", headers=keys["ann"]).json()
+        assert {name: value for name, value in found.items() if value is not None} == wanted
+        assert set(client.get("/api/v1/settings", headers=keys["bob"]).json().values()) == {None}
+        client.put("/api/v1/settings", json={"n": 3}, headers=keys["ann"])
+        assert client.get("/api/v1/settings", headers=keys["ann"]).json()["style"] is None
+
+
 def _stars(id: int) -> dict[str, Any]:
     return {"kind": "stars", "picture": id, "value": 3}

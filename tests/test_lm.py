@@ -222,6 +222,35 @@ def test_a_row_depends_on_its_own_seed_and_prompt_alone(options: dict[str, objec
     assert not torch.equal(draw(lm, cond, [1, 2, 3, 4], **options), together)
 
 
+def test_penalties_are_of_what_was_drawn() -> None:
+    """Against the formula, by hand: OpenAI's logit - count * frequency - (count > 0) * presence."""
+    lm = model()
+    cond = prompts([BOS, A, A, A, B])
+    options = {"temperature": 0, "presence_penalty": 0.4, "frequency_penalty": 0.7}
+    drawn = draw(lm, cond, [1], **options)[0].tolist()
+    given = 5
+    assert len([token for token in drawn if token != PAD]) > given + 3
+    for at in range(given, len(drawn)):
+        if drawn[at] == PAD:
+            break
+        logits = lm.net(torch.tensor([drawn[:at]]), Cond())[0, -1].detach()
+        for token in set(drawn[given:at]):
+            logits[token] -= 0.4 + 0.7 * drawn[given:at].count(token)
+        logits[[PAD, BOS]] = -torch.inf
+        assert int(logits.argmax()) == drawn[at]
+    assert drawn != draw(lm, cond, [1], temperature=0)[0].tolist()
+
+
+def test_log_probabilities_are_those_of_the_loss() -> None:
+    lm = model()
+    x = torch.tensor([[BOS, A, B, C, EOS]])
+    told = lm.logprobs(x[:, :-1], Cond())
+    assert told.shape == (1, 4, lm.spec.vocab)
+    assert torch.allclose(told.exp().sum(dim=-1), torch.ones(1, 4), atol=1e-5)
+    own = -told.gather(2, x[:, 1:, None]).mean()
+    assert torch.allclose(own, lm.eval().loss("lm", Batch(x, Cond(), torch.ones(1)), 0).value.mean(), atol=1e-5)
+
+
 def test_a_row_starts_with_its_prompt_and_specials_in_it_are_left_out() -> None:
     lm = model()
     x = draw(lm, prompts([BOS, A, B, EOS], [C, C, C, C], []), [1, 2, 3])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import os
 import shutil
 import subprocess
@@ -136,10 +137,10 @@ def drawing(side: int = 64, mode: str = "RGB") -> bytes:
     return out.getvalue()
 
 
-def mask(side: int = 64) -> bytes:
+def mask(width: int = 64, height: int = 64) -> bytes:
     """Transparent, so free to change, on the right half."""
-    picture = Image.new("RGBA", (side, side), (0, 0, 0, 255))
-    picture.paste((0, 0, 0, 0), (side // 2, 0, side, side))
+    picture = Image.new("RGBA", (width, height), (0, 0, 0, 255))
+    picture.paste((0, 0, 0, 0), (width // 2, 0, width, height))
     out = io.BytesIO()
     picture.save(out, "PNG")
     return out.getvalue()
@@ -317,6 +318,27 @@ def test_an_edit_keeps_what_the_mask_hides(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.images.edit(image=drawing(), mask=drawing(), **given)
     assert caught.value.param == "mask"
+
+
+def test_an_edit_in_another_size_keeps_the_pixels_of_its_source(client: openai.OpenAI) -> None:
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (128, 192), np.uint8))  # far finer than the 8 x 8 that is drawn
+    out = io.BytesIO()
+    noise.save(out, "PNG")
+    given = {"model": "flow", "prompt": "0", "size": "128x128", "extra_body": {"seed": 3, "strength": 1.0}}
+    sent = {"image": out.getvalue(), "mask": mask(192, 128)}
+    (picture,) = client.images.edit(**sent, **given).data
+    shown = np.asarray(opened(base64.b64decode(picture.b64_json)).convert("L"), np.int16)
+    assert shown.shape == (128, 128)
+    assert np.array_equal(shown[:, :62], np.asarray(noise, np.int16)[:, 32 : 32 + 62])
+    assert np.abs(np.diff(shown[:, 80:], axis=1)).mean() < 12, "drawn in few pixels, and made larger"
+    (linked,) = client.images.edit(**sent, **given, response_format="url").data
+    with httpx.Client() as http:
+        again = np.asarray(opened(http.get(str(linked.url)).content).convert("L"), np.int16)
+    assert np.array_equal(again, shown)
+    with client.images.edit(**sent, **given, stream=True) as stream:
+        last = list(stream)[-1]
+    assert np.array_equal(np.asarray(opened(base64.b64decode(last.b64_json)).convert("L"), np.int16), shown)
 
 
 def test_an_edit_as_a_stream(client: openai.OpenAI) -> None:
@@ -564,6 +586,68 @@ def test_a_chat_as_a_stream(client: openai.OpenAI) -> None:
     assert (chunks[-1].choices, chunks[-1].usage) == ([], whole.usage)
 
 
+def test_how_likely_tokens_were(client: openai.OpenAI) -> None:
+    given: dict[str, Any] = {"model": "lm", "prompt": LINE, "max_tokens": 8, "seed": 3, "temperature": 0}
+    plain = client.completions.create(**given).choices[0]
+    assert plain.logprobs is None
+    told = client.completions.create(**given, logprobs=3).choices[0]
+    assert told.text == plain.text
+    likely = told.logprobs
+    assert likely is not None
+    assert likely.tokens is not None
+    assert likely.token_logprobs is not None
+    assert "".join(likely.tokens) == told.text
+    assert likely.text_offset == [len(LINE) + i for i in range(len(told.text))]
+    for token, logprob, tops in zip(likely.tokens, likely.token_logprobs, likely.top_logprobs or [], strict=True):
+        assert len(tops) == 3
+        assert tops[token] == pytest.approx(logprob)
+        assert max(tops.values()) == pytest.approx(logprob)  # at temperature 0 it is the likeliest
+        assert sum(math.exp(value) for value in tops.values()) <= 1
+    echoed = client.completions.create(**given, logprobs=0, echo=True).choices[0].logprobs
+    assert echoed is not None
+    assert echoed.token_logprobs is not None
+    assert "".join(echoed.tokens or []) == LINE + told.text
+    assert echoed.top_logprobs is None
+    assert echoed.token_logprobs[len(LINE) :] == pytest.approx(likely.token_logprobs)
+    # A text read as a prompt is as likely as it was when it was drawn.
+    again = client.completions.create(**{**given, "prompt": LINE + told.text, "max_tokens": 1}, logprobs=0, echo=True)
+    read = again.choices[0].logprobs
+    assert read is not None
+    assert read.token_logprobs is not None
+    assert read.token_logprobs[: len(LINE + told.text)] == pytest.approx(echoed.token_logprobs, abs=1e-4)
+    cut = client.completions.create(**given, logprobs=1, stop=told.text[2]).choices[0]
+    assert cut.logprobs is not None
+    assert "".join(cut.logprobs.tokens or []) == cut.text
+    with client.completions.create(**given, logprobs=3, stream=True) as stream:
+        chunks = [chunk.choices[0].logprobs for chunk in stream if chunk.choices[0].logprobs]
+    assert [chunk.tokens for chunk in chunks] == [likely.tokens]
+
+
+def test_how_likely_tokens_of_a_chat_were(client: openai.OpenAI) -> None:
+    given: dict[str, Any] = {"model": "lm", "messages": [{"role": "user", "content": LINE}], "seed": 3, "max_tokens": 6}
+    choice = client.chat.completions.create(**given, logprobs=True, top_logprobs=2).choices[0]
+    assert choice.logprobs is not None
+    assert choice.logprobs.content is not None
+    assert "".join(token.token for token in choice.logprobs.content) == choice.message.content
+    assert bytes(b for token in choice.logprobs.content for b in token.bytes or []).decode() == choice.message.content
+    assert {len(token.top_logprobs) for token in choice.logprobs.content} == {2}
+    assert all(token.logprob <= token.top_logprobs[0].logprob + 1e-6 for token in choice.logprobs.content)
+    with client.chat.completions.create(**given, logprobs=True, stream=True) as stream:
+        parts = [c.logprobs.content for chunk in stream for c in chunk.choices if c.logprobs and c.logprobs.content]
+    assert [[token.logprob for token in part] for part in parts] == [[t.logprob for t in choice.logprobs.content]]
+    with pytest.raises(openai.BadRequestError, match="wants logprobs") as caught:
+        client.chat.completions.create(**given, top_logprobs=2)
+    assert caught.value.param == "top_logprobs"
+
+
+def test_penalties_reach_the_walk(client: openai.OpenAI) -> None:
+    given: dict[str, Any] = {"model": "lm", "prompt": LINE, "max_tokens": 16, "temperature": 0}
+    texts = [client.completions.create(**given, frequency_penalty=f).choices[0].text for f in (-2.0, 0.0, 2.0)]
+    kinds = [len(set(text)) / len(text) for text in texts]
+    assert kinds[0] <= kinds[1] <= kinds[2]
+    assert kinds[0] < kinds[2]
+
+
 def test_wrong_texts_are_refused(client: openai.OpenAI) -> None:
     talk: list[Any] = [{"role": "user", "content": "床"}]
     for model in ("flow", "emoji", "nothing", "emoji/text"):
@@ -580,6 +664,7 @@ def test_wrong_texts_are_refused(client: openai.OpenAI) -> None:
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"prompt": [1, 2]}, "prompt"), ({"prompt": [[1]]}, "prompt"), ({"temperature": 3}, "temperature"),
         ({"stop": ["a"] * 5}, "stop"), ({"stop": ""}, "stop"), ({"n": 11}, "n"), ({"max_tokens": 0}, "max_tokens"),
+        ({"presence_penalty": 2.5}, "presence_penalty"), ({"logprobs": 6}, "logprobs"),
         ({"prompt": LINE * 9}, "prompt"),
     ]  # fmt: skip
     for given, param in wrong:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import requests
 from PIL import Image, ImageDraw
 
 from sojourn.http import pages
@@ -240,6 +241,33 @@ class TestBrowser:
         assert page.locator("#prompt").get_attribute("aria-expanded") == "true"
         page.keyboard.press("Escape")
         assert page.locator("#completions").is_hidden()
+
+    def test_settings_are_as_they_were_left(self, tab: Tab, served: Served) -> None:
+        page = tab.page
+        page.goto("/")
+        page.locator(".settings summary").click()
+        page.fill("#n", "2")
+        page.fill("#no", "帽子")
+        with page.expect_response(lambda answer: answer.request.method == "PUT" and "帽子" in answer.text()):
+            page.locator("#no").blur()
+        with page.expect_response(lambda answer: answer.request.method == "PUT" and '"fluent-3d"' in answer.text()):
+            page.select_option("#style", index=1)
+            page.select_option("#style", "fluent-3d")
+        page.fill("#seed", "7")
+        page.goto("/?model=flow")
+        tab.until("document.getElementById('set').textContent", "--model flow --n 2 --no 帽子")
+        page.goto("/")
+        tab.until("document.getElementById('set').textContent", "--style fluent-3d --n 2 --no 帽子")
+        assert page.input_value("#seed") == ""
+        page.goto("/?model=flow")
+        tab.until("document.getElementById('n').value", "2")
+        page.fill("#prompt", "3")
+        page.locator(".settings summary").click()
+        page.fill("#no", "")  # the toy package cannot
+        with page.expect_request(lambda request: request.method == "POST") as asked:
+            page.press("#prompt", "Enter")
+        assert asked.value.post_data_json["request"]["prompt"] == "3 --model flow --n 2"
+        requests.put(f"{served.url}/api/v1/settings", json={}, timeout=30).raise_for_status()
 
     def test_words_of_an_input_method_are_completed_when_they_stand(self, tab: Tab) -> None:
         page = tab.page

@@ -188,7 +188,7 @@ def test_a_newer_database_is_refused(file: Path) -> None:
 NEXT = """
 import sqlalchemy as sa
 from alembic import op
-revision, down_revision = "0004", "0003"
+revision, down_revision = "0005", "0004"
 
 def upgrade():
     op.create_table("more", sa.Column("id", sa.Integer, primary_key=True))
@@ -205,7 +205,7 @@ def test_a_database_is_lifted_whole_with_a_copy_beside_it(
     place = tmp_path / "migrations"
     shutil.copytree(stores.MIGRATIONS, place)
     monkeypatch.setattr(stores, "MIGRATIONS", place)
-    step = place / "versions" / "0004_next.py"
+    step = place / "versions" / "0005_next.py"
     step.write_text("FAIL = True" + NEXT)
     with pytest.raises(RuntimeError, match="half way"):
         Store(f"sqlite:///{file}")
@@ -215,11 +215,11 @@ def test_a_database_is_lifted_whole_with_a_copy_beside_it(
             version = raw.execute("SELECT version_num FROM alembic_version").fetchone()[0]
             return version, raw.execute("SELECT owner FROM jobs").fetchone()[0]
 
-    assert owner(file) == ("0003", "ann"), "as it was"
+    assert owner(file) == ("0004", "ann"), "as it was"
     step.write_text("FAIL = False" + NEXT)
     Store(f"sqlite:///{file}").close()
-    assert owner(file) == ("0004", "lifted")
-    assert owner(file.with_name("studio.sqlite.0003")) == ("0003", "ann")
+    assert owner(file) == ("0005", "lifted")
+    assert owner(file.with_name("studio.sqlite.0004")) == ("0004", "ann")
 
 
 @contextmanager

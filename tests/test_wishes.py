@@ -187,6 +187,17 @@ def test_a_mask_is_open_where_it_is_white_in_part():
     assert edit.sum() == 2
 
 
+def test_a_mask_is_cut_out_as_its_source_is(models: dict[str, engine.Model]):
+    source = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 16), np.uint8))
+    mask = Image.new("L", (16, 8))
+    mask.paste(255, (8, 0, 16, 8))  # of the middle that is drawn, the right half
+    for name in ("flow", "vae"):
+        drawn = models[name].imagine("" if name == "vae" else "3", n=1, seed=0, source=source, mask=mask)
+        gap = np.abs(np.asarray(drawn[0].pil.convert("L"), int) - np.asarray(source, int)[:, 4:12])
+        assert gap[:, :4].max() == 0
+        assert gap[:, 4:].max() > 0
+
+
 def test_a_source_pulls_more_the_weaker_its_strength(models: dict[str, engine.Model]):
     picture = Image.fromarray((load_digits().images[3] * 15.9).astype(np.uint8))
     known = torch.tensor(np.asarray(picture, np.float32))

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sojourn import package as packages
 from sojourn import prompt as grammar
-from sojourn.codecs.text import EOS, PAD
+from sojourn.codecs.text import EOS, PAD, TextCodec
 from sojourn.config import explain
 from sojourn.data.styles import COLOUR_STYLES
 from sojourn.errors import InvalidInput, NotFound, Unsupported
@@ -64,6 +64,20 @@ class Written:
     """Tokens that were drawn, the end among them."""
     ended: bool
     """Whether the model found an end."""
+    row: Tensor
+    """All tokens (length,), padded at the right."""
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """A token in a text: what it stands for, how likely it was there, and what else was."""
+
+    token: bytes
+    """UTF-8, possibly a part of a character; none for the end."""
+    logprob: float
+    """In nats."""
+    others: list[tuple[bytes, float]]
+    """The likeliest tokens there, and how likely."""
 
 
 class Model:
@@ -257,7 +271,24 @@ class Model:
                 now = str(self.package.codec.unpack(state.x0)[0]).rstrip("\ufffd")
                 text = now if now.startswith(text) else text
                 drawn = int((row != PAD).sum()) - 1 - len(given)  # without the beginning
-                yield Written(text, opening, len(given), drawn, bool((row == EOS).any()))
+                yield Written(text, opening, len(given), drawn, bool((row == EOS).any()), row)
+
+    def likelihoods(self, prompt: str, written: Written, top: int = 0) -> list[Likelihood]:
+        """How likely each token of a text was after those before it, those of the prompt first; `top` likeliest beside.
+
+        By the model's own distribution, at temperature 1: how tokens were chosen from it does not matter.
+        """
+        codec = self.package.codec
+        assert isinstance(codec, TextCodec)
+        row = written.row[: 1 + written.read + written.drawn]  # (n,), the beginning among them
+        out = []
+        with torch.no_grad():
+            told = self.family.logprobs(row[None, :-1], self.package.conditioner([Prompt.plain(prompt)]))[0]
+        for token, logs in zip(row[1:].tolist(), told, strict=True):
+            best = logs.topk(min(top, len(logs)))
+            others = [(codec.bytes_of(i), v) for i, v in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+            out.append(Likelihood(codec.bytes_of(token), float(logs[token]), others))
+        return out
 
 
 def load(name: str | Path) -> Model:

@@ -169,7 +169,12 @@ def _edits(package: Package, request: Request) -> list[Guide]:
     x = x.expand(len(request.seeds), *x.shape[1:])
     if request.mask is None:
         return [guidance.source(x, request.strength)]
-    return [guidance.mask(x, editable(request.mask, x))]
+    return [guidance.mask(x, editable(_cut(package, request.mask), x))]
+
+
+def _cut(package: Package, mask: Image.Image) -> Image.Image:
+    """A mask of any shape on the pixels that are drawn: cut out, or framed, as the source is."""
+    return Image.fromarray(package.codec.pack(mask.convert("L"))[..., 0])
 
 
 def editable(mask: Image.Image, x: Tensor) -> Tensor:
@@ -186,7 +191,7 @@ def kept(package: Package, request: Request, pictures: Sequence[Image.Image]) ->
         return list(pictures)
     packed = package.codec.pack(request.source)
     source = Image.fromarray(packed[..., 0] if packed.shape[2] == 1 else packed)
-    mask = request.mask.convert("L").resize(source.size, Image.Resampling.BOX).point(lambda v: 255 * (v > OPEN * 255))
+    mask = _cut(package, request.mask).point(lambda v: 255 * (v > OPEN * 255))
     return [Image.composite(picture.convert(source.mode), source, mask) for picture in pictures]
 
 
@@ -197,6 +202,8 @@ def _likeness(package: Package, request: Request, raw: Tensor) -> Guide:
     x = package.codec.decode(package.codec.encode(raw))
     x = x.expand(len(request.seeds), *x.shape[1:])
     if request.mask is not None:
-        return guidance.energy(_seen(package, rules.known(x, 1 - editable(request.mask, x))), name="mask")
+        return guidance.energy(
+            _seen(package, rules.known(x, 1 - editable(_cut(package, request.mask), x))), name="mask"
+        )
     tolerance = rules.TOLERANCE * (0.1 + 3 * request.strength)
     return guidance.energy(_seen(package, rules.known(x, torch.ones_like(x[:, :1]), tolerance)), name="source")

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from PIL import Image
@@ -39,7 +39,8 @@ class Work:
 
     width: int
     height: int
-    fit: clean.Fit = "crop"
+    fit: clean.Fit | Literal["within"] = "crop"
+    """within: whole, in its own shape, no larger than that."""
     fill: clean.Background = "white"
     limits: clean.Limits = field(default_factory=clean.Limits)
     time_s: float = 2.0
@@ -319,7 +320,12 @@ def _confine(work: Work) -> None:
 
 def _clean(file: BinaryIO, work: Work) -> tuple[dict[str, Any], bytes]:
     picture = clean.read(file, work.limits, (work.width, work.height))
-    fitted = clean.fit(picture.image, work.width, work.height, work.fit, work.fill)
+    if work.fit == "within":
+        scale = min(1.0, work.width / picture.image.width, work.height / picture.image.height)
+        shape = [max(1, round(side * scale)) for side in picture.image.size]
+        fitted = clean.fit(picture.image, *shape)
+    else:
+        fitted = clean.fit(picture.image, work.width, work.height, work.fit, work.fill)
     pixels = clean.pixels(fitted)
     if pixels.shape[2] == 4 and not pixels[:, :, 3].any():
         raise Refused("nothing visible", "every pixel is transparent")

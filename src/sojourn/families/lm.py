@@ -56,6 +56,10 @@ class LMOptions(BaseOptions):
     """New tokens per sample at most. None = as many as the model's length holds."""
     repetition: float = Field(1.0, ge=1, le=10)
     """How much less likely a token becomes once it occurred, 1..10. 1 = off."""
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    """Taken off the logit of a token once it was drawn, -2..2. 0 = off."""
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    """Taken off the logit of a token for each time it was drawn, -2..2. 0 = off."""
     guidance: float = Field(1.0, ge=0, le=100)
     """How hard prompt and labels pull, 0..100, at twice the cost. 1 = off."""
     best_of: int | None = Field(None, ge=1, le=64)
@@ -73,6 +77,12 @@ class Rows:
     done: Tensor  # (r,) bool
     score: Tensor  # (r,) sum of the log-probabilities of the drawn tokens, in nats
     drawn: Tensor  # (r,) long, number of drawn tokens
+
+    def counts(self, vocab: int) -> Tensor:
+        """How often each token was drawn, (r, vocab): those of the prompt do not count."""
+        place = torch.arange(self.x.shape[1], device=self.x.device)
+        drawn = (place >= (self.at - self.drawn)[:, None]) & (place < self.at[:, None])  # (r, length)
+        return torch.zeros(len(self.x), vocab, device=self.x.device).scatter_add_(1, self.x, drawn.float())
 
 
 @register(
@@ -186,6 +196,13 @@ class LM(Family):
         best = badness.view(copies, samples).argmin(dim=0)  # (b,)
         yield finished(rows.x.view(copies, samples, -1)[best, torch.arange(samples, device=device)])
 
+    @torch.no_grad()
+    def logprobs(self, x: Tensor, cond: Cond) -> Tensor:
+        """Log-probabilities of the token after each of x (b, n), (b, n, vocab), in nats: the model's own, unbent."""
+        real = torch.ones_like(x, dtype=torch.bool)
+        logits: Tensor = self.net(x, cond.to(x.device), keep=real)  # (b * n, vocab)
+        return logits.float().log_softmax(dim=-1).view(*x.shape, -1)
+
     def _start(self, cond: Cond, count: int, options: LMOptions) -> tuple[Rows, Tensor]:
         """The rows with their prompts, and the same prompts padded at the left, (r, longest)."""
         device = self.net.embed.weight.device
@@ -222,6 +239,9 @@ class LM(Family):
     ) -> Tensor:
         """The next token of each row (r,), from logits (r vocab) and one uniform number per row."""
         logits = penalise(logits, rows.x, options.repetition)
+        if options.presence_penalty or options.frequency_penalty:
+            counts = rows.counts(logits.shape[-1])
+            logits -= options.presence_penalty * (counts > 0) + options.frequency_penalty * counts
         logits[:, [PAD, BOS, EOS] if self.spec.kind == "codes" else [PAD, BOS]] = -torch.inf
         for rule in rules:
             logits = rule(logits, rows.x, cond)

@@ -10,7 +10,7 @@ from fastapi.responses import FileResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from sojourn.http.answers import Refusal, statuses
-from sojourn.http.images import FORMATS, encoded
+from sojourn.http.images import FORMATS
 from sojourn.http.native import Before, Id, Limit
 from sojourn.http.site import owner, site
 from sojourn.studio.gallery import Wanted
@@ -156,7 +156,7 @@ def file(id: Id, request: Request, side: Side = None, format: Literal["png", "jp
     headers = {"cache-control": "private, max-age=31536000, immutable"}
     if format == "png" and size is None and here.studio.blobs.has(row.sha256):  # from disk, piece by piece
         return FileResponse(here.studio.blobs.path(row.sha256), media_type="image/png", headers=headers)
-    data = encoded(here.studio.blobs.get(row.sha256), format, size)
+    data = here.file(row, format, size)
     return Response(data, media_type=f"image/{format}", headers=headers)
 
 
@@ -176,7 +176,7 @@ def signed(
     row = here.studio.store.read(lambda session: session.get(PictureRow, id))
     if row is None:
         raise Refusal(404, "there is no such file")
-    return Response(encoded(here.studio.blobs.get(row.sha256), format, size), media_type=f"image/{format}")
+    return Response(here.file(row, format, size), media_type=f"image/{format}")
 
 
 @router.get("/api/v1/pictures/{id}/alike", responses=statuses(404))

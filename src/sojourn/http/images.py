@@ -13,6 +13,7 @@ import numpy as np
 from fastapi import Request
 from PIL import Image
 
+from sojourn.data import clean
 from sojourn.http.answers import Refusal
 
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
@@ -20,6 +21,7 @@ SIDES = (16, 2048)
 """Pixels of a side that may be asked for."""
 MOST = 16
 """Pictures of a form at most."""
+STRENGTH = {"type": "number", "description": "How far from the picture, 0..1. Without: 0.6."}
 
 
 def size_of(asked: str | None) -> tuple[int, int] | None:
@@ -36,14 +38,24 @@ def size_of(asked: str | None) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
-def encoded(raw: bytes, format: str, size: tuple[int, int] | None, quality: int | None = None) -> bytes:
-    """A picture's bytes in another format and size; as they are where neither differs."""
+def encoded(
+    raw: bytes, format: str, size: tuple[int, int] | None, quality: int | None = None,
+    kept: tuple[bytes, bytes] | None = None,
+) -> bytes:  # fmt: skip
+    """A picture's bytes in another format and size; as they are where neither differs.
+
+    kept: the picture that it is an edit of, and the mask, white where that might change. In another size than its own,
+    what was to stay is taken from there: the edit has it in the few pixels that its package draws.
+    """
     with Image.open(io.BytesIO(raw)) as file:
         picture: Image.Image = file.copy()
     if format == "png" and size in (None, picture.size):
         return raw
     if size is not None and size != picture.size:
         picture = picture.resize(size, Image.Resampling.LANCZOS)
+        if kept is not None:
+            before, mask = (clean.fit(Image.open(io.BytesIO(data)), *size) for data in kept)
+            picture = Image.composite(picture, before.convert(picture.mode), mask.convert("L"))
     if format == "jpeg" and picture.mode not in ("RGB", "L"):
         ground = Image.new("RGB", picture.size, "white")
         ground.paste(picture, mask=picture.getchannel("A") if "A" in picture.getbands() else None)
@@ -51,6 +63,23 @@ def encoded(raw: bytes, format: str, size: tuple[int, int] | None, quality: int 
     out = io.BytesIO()
     picture.save(out, FORMATS[format], **({"quality": quality} if quality is not None and format != "png" else {}))
     return out.getvalue()
+
+
+def wanted(fields: dict[str, Any], edits: bool) -> dict[str, Any]:
+    """For the document: the body of a route that takes pictures and these fields, as `parts` reads it."""
+    file = {"type": "string", "format": "binary"}
+    form = {**fields, "image": {"type": "array", "items": file, "minItems": 1, "maxItems": MOST if edits else 1}}
+    url = {"type": "object", "properties": {"image_url": {"type": "string"}}, "required": ["image_url"]}
+    sent = {**fields, "images": {**form["image"], "items": url}}
+    if edits:
+        form |= {"mask": file, "strength": STRENGTH}
+        sent |= {"mask": url, "strength": STRENGTH}
+    must = ["prompt"] if edits else []
+    content = {
+        "multipart/form-data": {"schema": {"type": "object", "properties": form, "required": ["image", *must]}},
+        "application/json": {"schema": {"type": "object", "properties": sent, "required": ["images", *must]}},
+    }
+    return {"requestBody": {"required": True, "content": content}}
 
 
 async def parts(
@@ -104,10 +133,10 @@ def _data_url(item: Any, param: str) -> bytes:
 
 
 def mean(pictures: Sequence[Image.Image]) -> Image.Image:
-    """One picture of several."""
+    """One picture of several, of the first one's shape."""
     if len(pictures) == 1:
         return pictures[0]
-    arrays = [np.asarray(picture.convert("RGBA"), np.float32) for picture in pictures]
+    arrays = [np.asarray(clean.fit(picture.convert("RGBA"), *pictures[0].size), np.float32) for picture in pictures]
     return Image.fromarray(np.mean(arrays, axis=0).round().astype(np.uint8))
 
 

@@ -73,6 +73,23 @@ class Upload(BaseModel):
     size_bytes: int
 
 
+class Settings(BaseModel):
+    """What you draw with where you do not say; the page begins with it. Nothing = as the package has it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    model: str | None = Field(None, min_length=1, max_length=100)
+    """A package."""
+    style: str | None = Field(None, min_length=1, max_length=100)
+    n: int | None = Field(None, ge=1, le=64)
+    """Pictures of a prompt."""
+    steps: int | None = Field(None, ge=1, le=1000)
+    guidance: Annotated[float, Field(strict=False)] | None = Field(None, ge=0, le=100)
+    chaos: Annotated[float, Field(strict=False)] | None = Field(None, ge=0, le=100)
+    no: str | None = Field(None, min_length=1, max_length=500)
+    """What to keep out, with commas between."""
+
+
 class Package(BaseModel):
     """A package in short."""
 
@@ -288,6 +305,19 @@ def recipes() -> dict[str, Any]:
 def families() -> list[str]:
     """The kinds of model there are."""
     return registry.ids("family")
+
+
+@router.get("/api/v1/settings", responses=statuses())
+def settings(request: Request) -> Settings:
+    """Your settings."""
+    return Settings(**site(request).studio.settings(owner(request)))
+
+
+@router.put("/api/v1/settings", responses=statuses(415))
+def keep_settings(given: Settings, request: Request) -> Settings:
+    """Keep your settings, in place of those there were."""
+    site(request).studio.keep_settings(given.model_dump(exclude_none=True), owner(request))
+    return given
 
 
 # Bytes

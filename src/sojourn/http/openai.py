@@ -22,7 +22,7 @@ from sojourn import card
 from sojourn import prompt as grammar
 from sojourn.errors import InvalidInput, NotFound, SojournError, Unsupported
 from sojourn.http.answers import Refusal, body, kept, language, refused, said, statuses
-from sojourn.http.images import editable, encoded, mean, parts, size_of
+from sojourn.http.images import editable, encoded, mean, parts, size_of, wanted
 from sojourn.http.site import Site, owner, site
 from sojourn.schema import Card
 from sojourn.studio.asks import DEFAULT
@@ -178,7 +178,11 @@ async def generate(ask: ImagesAsk, request: Request) -> Any:
     return await _answered(request, "generate", ask, _request(ask), "image_generation")
 
 
-@router.post("/images/edits", responses=statuses(404, 415), response_model=ImagesOut)
+FIELDS = ImagesAsk.model_json_schema()["properties"]
+
+
+@router.post("/images/edits", responses=statuses(404, 415), response_model=ImagesOut,
+             openapi_extra=wanted(FIELDS, edits=True))  # fmt: skip
 async def edit(request: Request) -> Any:
     """Pictures from pictures: multipart with `image` (or several `image[]`) and `mask`, or JSON with data URLs.
 
@@ -197,7 +201,8 @@ async def edit(request: Request) -> Any:
     return await _answered(request, "edit", ask, {**_request(ask), **more}, "image_edit")
 
 
-@router.post("/images/variations", responses=statuses(404, 415), response_model=ImagesOut)
+@router.post("/images/variations", responses=statuses(404, 415), response_model=ImagesOut,
+             openapi_extra=wanted(FIELDS, edits=False))  # fmt: skip
 async def vary(request: Request) -> Any:
     """Variations of a picture: of its own words where this server drew it, else of what it shows."""
     fields, pictures, _ = await parts(request)
@@ -338,7 +343,7 @@ def _out(here: Site, job: Job, ask: ImagesAsk, base: str) -> ImagesOut:
                 ImageOut(url=here.signed(base, row.id, ask.output_format or "png", size), revised_prompt=row.words)
             )
         else:
-            raw = encoded(here.studio.blobs.get(row.sha256), ask.output_format or "png", size, ask.output_compression)
+            raw = here.file(row, ask.output_format or "png", size, ask.output_compression)
             data.append(ImageOut(b64_json=base64.b64encode(raw).decode(), revised_prompt=row.words))
     shown = f"{size[0]}x{size[1]}"
     return ImagesOut(
@@ -363,6 +368,9 @@ async def _streamed(here: Site, job: Job, ask: ImagesAsk, event: str, lang: str)
         out = encoded(raw, told["output_format"], size_of(ask.size), ask.output_compression)
         return base64.b64encode(out).decode()
 
+    def whole(row: Any) -> bytes:
+        return here.file(row, told["output_format"], size_of(ask.size), ask.output_compression)
+
     try:
         async for happened in pinging(here, job):
             if isinstance(happened, bytes):
@@ -385,7 +393,7 @@ async def _streamed(here: Site, job: Job, ask: ImagesAsk, event: str, lang: str)
         for row in rows:
             data = {
                 "type": f"{event}.completed", "image_index": row.row, "usage": usage,
-                "b64_json": await run_in_threadpool(shown, await run_in_threadpool(here.studio.blobs.get, row.sha256)),
+                "b64_json": base64.b64encode(await run_in_threadpool(whole, row)).decode(),
                 "created_at": int(ended.created), **told,
             }  # fmt: skip
             yield sse(data, f"{event}.completed")

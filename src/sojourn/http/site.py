@@ -21,6 +21,7 @@ from sojourn.card import home
 from sojourn.errors import SojournError
 from sojourn.http.answers import Refusal
 from sojourn.http.hub import Hub
+from sojourn.http.images import encoded
 from sojourn.http.uploads import Uploads
 from sojourn.studio.keys import Caller, Keys, Scope
 from sojourn.studio.ledger import Job
@@ -66,6 +67,18 @@ class Site:
             return None
         prompt = grammar.parse(str(recipe["prompt"]), allow_empty=True)
         return grammar.format(prompt.model_copy(update={"seed": None, "n": None, "model": str(recipe["name"])}))
+
+    def file(
+        self, row: PictureRow, format: str, size: tuple[int, int] | None, quality: int | None = None
+    ) -> bytes:  # fmt: skip
+        """The bytes of a picture of the gallery. Raises NotFound."""
+        kept = None
+        if size not in (None, (row.width, row.height)) and row.job is not None:
+            asked = self.studio.jobs.get(row.job).request
+            names = [asked.get("source"), asked.get("mask")]
+            if all(name and self.studio.blobs.has(name) for name in names):
+                kept = (self.studio.blobs.get(names[0]), self.studio.blobs.get(names[1]))
+        return encoded(self.studio.blobs.get(row.sha256), format, size, quality, kept)
 
     # Addresses of pictures that hold without a key, for an hour
 

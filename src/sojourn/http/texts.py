@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from sojourn import card
 from sojourn.errors import NotFound, SojournError, Unsupported
 from sojourn.http.answers import Refusal, language, refused, statuses
+from sojourn.http.logprobs import ChatLogprobs, TextLogprobs, of_chat, of_completion
 from sojourn.http.openai import Stream, begun, failure, fault, let_go, pinging, sse, waited
 from sojourn.http.site import Site, site
 from sojourn.studio.asks import writes
@@ -21,6 +22,7 @@ router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"])
 LEAST_P = 1e-6
 """What a top_p of 0 stands for: the likeliest token."""
 TEXT_MAX = 20_000
+PASSED = {"max_tokens", "temperature", "top_k", "repetition", "presence_penalty", "frequency_penalty", "stop"}
 
 
 def _several(value: Any) -> Any:
@@ -80,6 +82,10 @@ class TextAsk(BaseModel):
     """Choose among so many likeliest tokens."""
     repetition: float | None = Field(None, ge=1, le=10)
     """How much less likely a token becomes once it occurred."""
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    """Taken off the logit of a token once it was drawn."""
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    """Taken off the logit of a token for each time it was drawn."""
     n: int | None = Field(1, ge=1, le=10)
     """Texts of a prompt; text i has seed + i."""
     stop: Stops = Field(default_factory=list, max_length=4)
@@ -96,6 +102,8 @@ class CompletionAsk(TextAsk):
     """One text or several."""
     echo: bool | None = False
     """The prompt before what follows it."""
+    logprobs: int | None = Field(None, ge=0, le=5)
+    """Tell how likely each token was, and so many of the likeliest beside it."""
 
 
 class Message(BaseModel):
@@ -113,6 +121,10 @@ class ChatAsk(TextAsk):
     messages: list[Message] = Field(min_length=1, max_length=1000)
     max_completion_tokens: int | None = Field(None, ge=1, le=100_000)
     """New tokens at most; goes before max_tokens."""
+    logprobs: bool | None = False
+    """Tell how likely each token was."""
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    """So many of the likeliest tokens beside each; wants logprobs."""
 
 
 class SpeechAsk(BaseModel):
@@ -138,7 +150,7 @@ End = Literal["stop", "length"]
 class TextChoice(BaseModel):
     text: str
     index: int
-    logprobs: None = None
+    logprobs: TextLogprobs | None = None
     finish_reason: End
 
 
@@ -162,7 +174,7 @@ class Answer(BaseModel):
 class ChatChoice(BaseModel):
     index: int
     message: Answer
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
     finish_reason: End
 
 
@@ -186,10 +198,13 @@ async def complete(ask: CompletionAsk, request: Request) -> Any:
         return Stream(site(request), jobs, _completion_chunks(site(request), jobs, ask, openings, language(request)))
     ended = await _ended(request, jobs, "prompt")
     choices = [
-        TextChoice(text=openings[i] + job.result["text"], index=i, finish_reason=job.result["end"])
+        TextChoice(
+            text=openings[i] + job.result["text"], index=i, logprobs=of_completion(job.result, bool(ask.echo)),
+            finish_reason=job.result["end"],
+        )
         for i, job in enumerate(ended)
         if job.result is not None
-    ]
+    ]  # fmt: skip
     return CompletionOut(**_head("cmpl", jobs, ask), choices=choices, usage=_counts(ended, ask.n or 1))
 
 
@@ -197,16 +212,21 @@ async def complete(ask: CompletionAsk, request: Request) -> Any:
 async def chat(ask: ChatAsk, request: Request) -> Any:
     """What follows a talk; with `stream` in chunks of whole characters."""
     ask.max_tokens = ask.max_completion_tokens or ask.max_tokens
+    if ask.top_logprobs and not ask.logprobs:
+        raise Refusal(400, "top_logprobs wants logprobs", param="top_logprobs")
     prompt = "\n".join(message.content for message in ask.messages if message.content)
     jobs = await _asked(request, ask, [prompt], "messages")
     if ask.stream:
         return Stream(site(request), jobs, _chat_chunks(site(request), jobs, ask, language(request)))
     ended = await _ended(request, jobs, "messages")
     choices = [
-        ChatChoice(index=i, message=Answer(content=job.result["text"]), finish_reason=job.result["end"])
+        ChatChoice(
+            index=i, message=Answer(content=job.result["text"]), logprobs=of_chat(job.result),
+            finish_reason=job.result["end"],
+        )
         for i, job in enumerate(ended)
         if job.result is not None
-    ]
+    ]  # fmt: skip
     return ChatOut(**_head("chatcmpl", jobs, ask), choices=choices, usage=_counts(ended, ask.n or 1))
 
 
@@ -228,12 +248,14 @@ def _lacking(name: str, otherwise: SojournError) -> Refusal:
     return told
 
 
-async def _asked(request: Request, ask: TextAsk, prompts: Sequence[str], param: str) -> list[Job]:
+async def _asked(request: Request, ask: CompletionAsk | ChatAsk, prompts: Sequence[str], param: str) -> list[Job]:
     """A job for each text that is wanted: all of them, or none."""
     found = await run_in_threadpool(_package, ask.model)
-    more = ask.model_dump(include={"max_tokens", "temperature", "top_k", "repetition", "stop"}, exclude_none=True)
+    more = ask.model_dump(include=PASSED, exclude_none=True)
     if ask.top_p is not None:
         more["top_p"] = max(ask.top_p, LEAST_P)
+    if ask.logprobs is not None and ask.logprobs is not False:
+        more["logprobs"] = (ask.top_logprobs or 0) if isinstance(ask, ChatAsk) else ask.logprobs
     jobs: list[Job] = []
     try:
         for i, prompt in enumerate(text for text in prompts for _ in range(ask.n or 1)):
@@ -287,8 +309,10 @@ async def _completion_chunks(
 ) -> AsyncIterator[bytes]:
     head = {**_head("cmpl", jobs, ask), "object": "text_completion"}
 
-    def chunk(index: int, text: str, end: str | None) -> dict[str, Any]:
-        return {**head, "choices": [{"text": text, "index": index, "logprobs": None, "finish_reason": end}]}
+    def chunk(index: int, text: str, end: str | None, result: dict[str, Any] | None = None) -> dict[str, Any]:
+        told = of_completion(result, bool(ask.echo)) if result else None
+        likely = told and told.model_dump()
+        return {**head, "choices": [{"text": text, "index": index, "logprobs": likely, "finish_reason": end}]}
 
     async for data in _chunks(here, jobs, ask, head, chunk, openings, "prompt", lang):
         yield data
@@ -298,12 +322,14 @@ async def _chat_chunks(here: Site, jobs: Sequence[Job], ask: ChatAsk, lang: str)
     head = {**_head("chatcmpl", jobs, ask), "object": "chat.completion.chunk"}
     begun: set[int] = set()
 
-    def chunk(index: int, text: str, end: str | None) -> dict[str, Any]:
+    def chunk(index: int, text: str, end: str | None, result: dict[str, Any] | None = None) -> dict[str, Any]:
+        told = of_chat(result) if result else None
+        likely = told and told.model_dump()
         delta: dict[str, str] = {"content": text} if end is None else {}
         if index not in begun:
             begun.add(index)
             delta = {"role": "assistant", "content": text}
-        return {**head, "choices": [{"index": index, "delta": delta, "logprobs": None, "finish_reason": end}]}
+        return {**head, "choices": [{"index": index, "delta": delta, "logprobs": likely, "finish_reason": end}]}
 
     async for data in _chunks(here, jobs, ask, head, chunk, [""] * len(jobs), "messages", lang):
         yield data
@@ -333,8 +359,9 @@ async def _chunks(
             if ended.state != "done" or ended.result is None:
                 yield fault(failure(ended, param), lang)
                 return
-            if rest := ended.result["text"][sent:]:
-                yield sse({**chunk(index, rest, None), **more})
+            rest = ended.result["text"][sent:]
+            if rest or "tokens" in ended.result:  # how likely they were is told of all tokens at once
+                yield sse({**chunk(index, rest, None, ended.result), **more})
             yield sse({**chunk(index, "", ended.result["end"]), **more})
             done.append(ended)
         if counted:

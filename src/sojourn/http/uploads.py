@@ -17,8 +17,8 @@ from sojourn.studio.blobs import Blobs
 
 WAITING = 32
 """Uploads that may wait to be looked at."""
-SIDE = 512
-"""Uploads are cut to a square of this side: what packages draw is smaller."""
+SIDE = 1024
+"""Uploads keep their shape, no side longer than this: what packages draw is smaller."""
 
 
 class Uploads:
@@ -26,7 +26,7 @@ class Uploads:
 
     def __init__(self, blobs: Blobs) -> None:
         self.blobs = blobs
-        self._pool = Pool(Work(SIDE, SIDE, limits=Limits(file_bytes=64 << 20)), count=1)
+        self._pool = Pool(Work(SIDE, SIDE, "within", limits=Limits(file_bytes=64 << 20)), count=1)
         self._lock = threading.Lock()
         self._limiter = anyio.CapacityLimiter(1)
 

@@ -89,6 +89,12 @@ class WriteAsk(Ask):
     """Choose among so many likeliest tokens."""
     repetition: float | None = Field(None, ge=1, le=10)
     """How much less likely a token becomes once it occurred."""
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    """Taken off the logit of a token once it was drawn."""
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    """Taken off the logit of a token for each time it was drawn."""
+    logprobs: int | None = Field(None, ge=0, le=20)
+    """Tell how likely each token was, and so many of the likeliest beside it. None = do not tell."""
     stop: list[Annotated[str, StringConstraints(min_length=1, max_length=200)]] = Field(
         default_factory=list, max_length=4
     )

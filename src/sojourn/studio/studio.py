@@ -9,6 +9,9 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
 from sojourn import card
 from sojourn.card import home
 from sojourn.errors import InvalidInput, NotFound
@@ -23,6 +26,7 @@ from sojourn.studio.process import here
 from sojourn.studio.ratings import Ratings
 from sojourn.studio.runner import Runner
 from sojourn.studio.store import Store
+from sojourn.studio.tables import OwnerRow
 
 ACTIVE = 10_000
 """Jobs that are looked through for one that makes the same."""
@@ -104,6 +108,23 @@ class Studio:
                 ear.wait(1.0)
         finally:
             ear.close()
+
+    def settings(self, owner: str = OWNER) -> dict[str, Any]:
+        """What an owner draws with where they do not say: parameters of prompts, by name."""
+        row = self.store.read(lambda session: session.get(OwnerRow, owner))
+        return dict(row.settings or {}) if row is not None else {}
+
+    def keep_settings(self, settings: dict[str, Any], owner: str = OWNER) -> None:
+        """Keep them, in place of what there was."""
+
+        def work(session: Session) -> None:
+            row = session.get(OwnerRow, owner)
+            if row is None:
+                least = session.scalar(select(func.min(OwnerRow.served))) or 0
+                session.add(row := OwnerRow(name=owner, served=least))
+            row.settings = settings
+
+        self.store.write(work)
 
     def zipped(self, ids: Sequence[int], owner: str = OWNER) -> bytes:
         """Pictures and their recipes as a zip that `sojourn prepare` reads."""

@@ -87,12 +87,14 @@ class EventRow(Base):
 
 
 class OwnerRow(Base):
-    """Whose turn it is: who was served longest ago."""
+    """Whose turn it is: who was served longest ago. And what they draw with where they do not say."""
 
     __tablename__ = "owners"
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
     served: Mapped[int] = mapped_column(Id, default=0)
     """Number of the last claim that was for this owner, counted over all."""
+    settings: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True), default=None)
+    """Parameters of prompts, by name."""
 
 
 class WorkerRow(Base):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import codecs
 import math
 import os
 import time
@@ -21,7 +22,7 @@ from sojourn import prompt as grammar
 from sojourn.card import home
 from sojourn.data.clean import load_picture
 from sojourn.data.prepare import prepare
-from sojourn.engine import Frame, Model
+from sojourn.engine import Frame, Likelihood, Model
 from sojourn.errors import NotFound, SojournError
 from sojourn.picture import Picture, png
 from sojourn.schema import Artifact, Done, Event, Log, Measured, Preview, Progress
@@ -216,7 +217,7 @@ class Work:
     def _write(self, job: Job) -> None:
         """Tell a text as it grows, but nothing that may yet turn out to be a stop; its end is in the result."""
         ask = WriteAsk.model_validate(job.request)
-        given = ask.model_dump(include={"max_tokens", "temperature", "top_p", "top_k", "repetition"}, exclude_none=True)
+        given = ask.model_dump(exclude={"prompt", "model", "seed", "stop", "logprobs"}, exclude_none=True)
         writing = self.model(ask.model).writes(ask.prompt, seed=ask.seed, **given)
         text, told, at, end = "", 0, 0.0, "length"
         with suppress(Fenced):
@@ -234,7 +235,11 @@ class Work:
                 if sure > told and time.monotonic() - at >= TEXT_S:
                     self.jobs.report(job, "text", {"at": told, "text": text[told:sure]})
                     told, at = sure, time.monotonic()
-            self.jobs.finish(job, {"text": text, "end": end, "read": now.read, "drawn": now.drawn})
+            result = {"text": text, "end": end, "read": now.read, "drawn": now.drawn}
+            if ask.logprobs is not None:
+                likely = self.model(ask.model).likelihoods(ask.prompt, now, ask.logprobs)
+                result["tokens"] = _told(likely, now.read, len(text))
+            self.jobs.finish(job, result)
 
     # All others
 
@@ -364,6 +369,19 @@ def until_stop(text: str, stops: Sequence[str]) -> tuple[str, int, bool]:
             if text.endswith(stop[:size]):
                 sure = min(sure, len(text) - size)
     return text, sure, False
+
+
+def _told(likely: Sequence[Likelihood], read: int, size: int) -> list[dict[str, Any]]:
+    """Tokens of the prompt, `read` in number, and those that the first `size` characters after it begin in."""
+    out, count, reader = [], 0, codecs.getincrementaldecoder("utf-8")("ignore")
+    for place, one in enumerate(likely):
+        if place >= read:
+            if count >= size or not one.token:
+                break
+            count += len(reader.decode(one.token))
+        others = [{"bytes": list(token), "logprob": logprob} for token, logprob in one.others]
+        out.append({"bytes": list(one.token), "logprob": one.logprob, "others": others})
+    return out
 
 
 def _due(step: int, steps: int, count: int) -> bool:

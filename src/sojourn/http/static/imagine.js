@@ -27,10 +27,39 @@ async function styles() {
   const words = await call("GET", `/api/v1/words/${$("model").value}`, undefined, true).catch(() => ({ styles: [] }));
   $("style").replaceChildren(el("option", { value: "" }, t("any")), ...words.styles.map((name) => el("option", {}, name)));
 }
-const wanted = new URLSearchParams(location.search).get("model");
-if (wanted && [...$("model").options].some((option) => option.value === wanted)) $("model").value = wanted;
+const choose = (select, value) => {
+  if ([...select.options].some((option) => option.value === value)) select.value = value;
+};
 $("model").addEventListener("change", styles);
-styles();
+
+// Settings: as they were left. A seed is of one drawing, and an address may name another model.
+
+const KEPT = ["model", "style", "n", "steps", "guidance", "chaos", "no"];
+function shown() {
+  const set = KEPT.filter((name) => $(name).value.trim() && !(name === "model" && $(name).value === data.default));
+  $("set").textContent = set.map((name) => `--${name} ${$(name).value.trim()}`).join(" ");
+}
+async function settle() {
+  const named = new URLSearchParams(location.search).get("model");
+  if (named) choose($("model"), named);
+  const kept = await call("GET", "/api/v1/settings", undefined, true).catch(() => ({}));
+  if (!named) choose($("model"), kept.model);
+  await styles();
+  choose($("style"), kept.style);
+  for (const name of KEPT.slice(2)) $(name).value ||= kept[name] ?? "";
+  shown();
+}
+document.querySelector(".settings").addEventListener("change", (event) => {
+  if (!KEPT.includes(event.target.id)) return;
+  const kept = {};
+  for (const name of KEPT) {
+    const value = $(name).value.trim();
+    if (value && $(name).validity.valid) kept[name] = $(name).type === "number" ? Number(value) : value;
+  }
+  shown();
+  call("PUT", "/api/v1/settings", kept).catch(() => null);
+});
+settle();
 
 /** `{red, blue} heart` to one prompt for each choice. */
 function permuted(text) {
