@@ -19,6 +19,7 @@ import pytest
 import requests
 from PIL import Image, ImageDraw
 
+from sojourn import config
 from sojourn.http import pages
 from sojourn.picture import png
 from sojourn.studio.bell import Bell
@@ -462,6 +463,11 @@ class TestBrowser:
         page.locator("#recipe-fields input[data-key=seen]").wait_for(state="attached")
         request = {"recipe": "dcgan", "overrides": ["data=no-such-set"], "to": f"none{time.time_ns()}"}
         job = page.request.post("/api/v1/jobs", data={"kind": "train", "request": request}).json()["id"]
+        page.select_option("#recipe-name", "emoji")
+        page.locator("#recipe-fields legend", has_text="shortcut").wait_for(state="attached")
+        legends = page.locator("#recipe-fields legend").all_text_contents()
+        assert [legend.split(" · ")[0] for legend in legends] == [s.name for s in config.load_recipe("emoji").stage]
+        assert page.locator("#recipe-fields input[data-key='tower.seen']").count() == 1
         page.goto("/queue")
         row, zh = page.locator(f"tr[data-job='{job}']"), page.evaluate("document.documentElement.lang") == "zh-CN"
         row.get_by_role("status").get_by_text("失败" if zh else "failed").wait_for()

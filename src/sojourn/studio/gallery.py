@@ -170,14 +170,13 @@ class Gallery:
     def empty(self, owner: str, older_s: float = 0.0) -> int:
         """Delete what has been in the trash so long, for good; how many."""
         limit = time.time() - older_s
-        query = select(PictureRow).where(PictureRow.owner == owner, PictureRow.trashed <= limit)
+        gone = (PictureRow.owner == owner, PictureRow.trashed <= limit)
 
         def work(session: Session) -> int:
-            rows = session.scalars(query).all()
-            for row in rows:
-                session.execute(text("DELETE FROM picture_words WHERE rowid = :id"), {"id": row.id})
-                session.delete(row)
-            return len(rows)
+            ids = "SELECT id FROM pictures WHERE owner = :owner AND trashed <= :limit"
+            words = text(f"DELETE FROM picture_words WHERE rowid IN ({ids})")
+            session.execute(words, {"owner": owner, "limit": limit})
+            return int(session.execute(delete(PictureRow).where(*gone)).rowcount)  # type: ignore[attr-defined]
 
         return self.store.write(work)
 

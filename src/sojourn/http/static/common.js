@@ -82,6 +82,9 @@ export function events(listen, again = () => {}) {
 
 export const picture = (id, side) => `/api/v1/pictures/${id}/file${side ? `?side=${side}` : ""}`;
 
+/** A picture for a small place: as it was drawn, or smaller. */
+export const thumb = (row, side = 272) => (Math.max(row.width, row.height) > side ? `${picture(row.id, side)}&format=webp` : picture(row.id));
+
 /** Show a picture's recipe. */
 export function recipe(row) {
   const list = $("recipe-list");

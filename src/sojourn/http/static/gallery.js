@@ -1,5 +1,5 @@
 // The gallery: pages of pictures as one scrolls, filters, many at once.
-import { $, call, el, notice, picture, recipe, t } from "/static/common.js";
+import { $, call, el, notice, picture, recipe, t, thumb } from "/static/common.js";
 
 const PAGE = 100;
 const BLOCK = 840; // cells laid out together: 1 to 8 columns make whole rows of them
@@ -63,7 +63,7 @@ function afresh() {
 }
 function cell(row) {
   const box = el("input", { type: "checkbox", "aria-label": `${t("Choose")} ${row.words} ${row.seed}` });
-  const image = el("img", { src: picture(row.id), alt: row.words, loading: "lazy", decoding: "async", width: "136", height: "136" });
+  const image = el("img", { src: thumb(row), alt: row.words, loading: "lazy", decoding: "async", width: "136", height: "136" });
   const out = el("div", { class: "cell", role: "listitem" }, el("button", { type: "button", "aria-label": row.words, onclick: () => view(row) }, image), box);
   out.row = row;
   starred(out);
@@ -210,7 +210,7 @@ function alike(row) {
     event.preventDefault();
     view(row);
   };
-  return el("a", { href: picture(row.id, 1024), title: row.words, onclick: follow }, el("img", { src: picture(row.id), alt: row.words }));
+  return el("a", { href: picture(row.id, 1024), title: row.words, onclick: follow }, el("img", { src: thumb(row), alt: row.words }));
 }
 collections();
 afresh();

@@ -1,5 +1,5 @@
 // The page that draws: prompt bar, tiles that form, variations, the mask brush.
-import { $, call, data, el, events, notice, picture, recipe, say, t, told } from "/static/common.js";
+import { $, call, data, el, events, notice, picture, recipe, say, t, thumb, told } from "/static/common.js";
 import { complete } from "/static/complete.js";
 import { paint } from "/static/brush.js";
 
@@ -198,7 +198,7 @@ async function finished(held, ids) {
 }
 
 function filled({ frame, image, acts }, row) {
-  image.src = picture(row.id);
+  image.src = thumb(row, 640);
   image.hidden = row.hidden;
   image.style.imageRendering = row.width < 48 ? "pixelated" : "auto";
   image.addEventListener("dragstart", (event) => event.dataTransfer.setData("application/x-sojourn", row.id));

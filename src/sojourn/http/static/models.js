@@ -58,23 +58,22 @@ $("prepare").addEventListener("drop", async (event) => {
 let recipes = {};
 const PLAIN = ["seen", "batch_size", "lr", "seed", "ema", "snapshot", "threads", "augment"];
 function fields() {
-  const name = $("recipe-name").value;
-  $("recipe-about").textContent = recipes[name]?.about ?? "";
-  const stage = recipes[name]?.stage.at(-1);
-  if (!stage) return;
-  const given = { ...stage.train, ...stage.model, preset: stage.preset };
-  const shown = ["preset", ...PLAIN.filter((key) => key in stage.train), ...Object.keys(stage.model)];
-  $("recipe-fields").replaceChildren(
-    ...shown.map((key) => el("label", {}, key, el("input", { "data-key": key, value: given[key] ?? "", "data-was": given[key] ?? "" }))),
-  );
+  const recipe = recipes[$("recipe-name").value];
+  $("recipe-about").textContent = recipe?.about ?? "";
+  const several = recipe?.stage.length > 1;
+  const parts = (recipe?.stage ?? []).map((stage) => {
+    const given = { ...stage.train, ...stage.model, preset: stage.preset };
+    const shown = ["preset", ...PLAIN.filter((key) => key in stage.train), ...Object.keys(stage.model)];
+    const field = (key) => el("label", {}, key, el("input", { "data-key": several ? `${stage.name}.${key}` : key, value: given[key] ?? "", "data-was": given[key] ?? "" }));
+    return el("fieldset", { class: "fields wide" }, el("legend", {}, several ? `${stage.name} · ${stage.family}` : stage.family), ...shown.map(field));
+  });
+  $("recipe-fields").replaceChildren(...parts);
 }
 $("recipe-name").addEventListener("change", fields);
 $("train").addEventListener("submit", async (event) => {
   event.preventDefault();
   const name = $("recipe-name").value;
-  const stages = recipes[name].stage;
-  const prefix = stages.length > 1 ? `${stages.at(-1).name}.` : "";
-  const overrides = [...$("recipe-fields").querySelectorAll("input")].filter((field) => field.value !== field.dataset.was).map((field) => `${prefix}${field.dataset.key}=${field.value}`);
+  const overrides = [...$("recipe-fields").querySelectorAll("input")].filter((field) => field.value !== field.dataset.was).map((field) => `${field.dataset.key}=${field.value}`);
   if ($("train-set").value) overrides.push(`data=${$("train-set").value}`);
   const job = await call("POST", "/api/v1/jobs", { kind: "train", request: { recipe: name, overrides, to: $("train-to").value } }).catch(() => null);
   if (job) show(job);
