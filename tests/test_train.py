@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -462,24 +464,56 @@ def test_running_out_of_memory_halves_the_micro_batch(
     assert found[1]["micro"] == 8
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a matter of glibc")
-@pytest.mark.parametrize("kept", [False, True])
-def test_memory_that_a_step_frees_is_kept_for_the_next(kept: bool) -> None:
-    head = "import psutil, torch; from sojourn.train.room import keep_memory"
+GLIBC = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a matter of glibc")
+
+
+def grown(*lines: str) -> int:
+    """MiB by which a new process grows with these lines."""
+    head = "import psutil, torch; from sojourn.train.room import give_back, kept_memory"
     tail = "print(psutil.Process().memory_info().rss >> 20)"
-    work = [*(["keep_memory()"] if kept else []), "x = torch.ones(2**26)", "del x"]
     first, last = (
         int(subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True).stdout)
-        for text in ("\n".join([head, tail]), "\n".join([head, *work, tail]))
+        for text in ("\n".join([head, tail]), "\n".join([head, *lines, tail]))
     )
-    assert (last - first > 200) == kept, "of 256 MB"
+    return last - first
+
+
+STEP = ("x = torch.ones(2**26)", "del x")
+"""256 MB, and no more."""
+
+
+@GLIBC
+def test_memory_that_a_step_frees_is_kept_for_the_next() -> None:
+    assert grown(*STEP) < 100
+    begun = ("within = kept_memory()", "within.__enter__()", *STEP)
+    assert grown(*begun) > 200
+    assert grown(*begun, "within.__exit__(None, None, None)", "give_back()") < 100, "until the training is over"
+    assert grown(*begun, "within.__exit__(None, None, None)", "give_back()", *STEP) < 100, "and so it stays"
+
+
+@GLIBC
+def test_memory_below_something_in_use_is_given_back() -> None:
+    many = ("many = [torch.ones(2**12) for _ in range(2**14)]", "last = many.pop()", "del many")
+    assert grown(*many) > 200
+    assert grown(*many, "give_back()") < 100
 
 
 def test_a_training_keeps_its_memory(sets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    called: list[bool] = []
-    monkeypatch.setattr(loop, "keep_memory", lambda: called.append(True))
-    finish(recipe_for("vae", sets, seen=64), tmp_path)
-    assert called
+    within: list[bool] = []
+
+    @contextmanager
+    def kept() -> Iterator[None]:
+        within.append(True)
+        yield
+        within.append(False)
+
+    monkeypatch.setattr(loop, "kept_memory", kept)
+    before = torch.get_num_threads()
+    recipe = recipe_for("vae", sets, seen=64)
+    recipe.stage[0].train.threads = before + 1
+    finish(recipe, tmp_path)
+    assert within == [True, False]
+    assert torch.get_num_threads() == before, "what comes after is not of its threads"
 
 
 def test_a_batch_that_never_fits_is_refused_before_training(

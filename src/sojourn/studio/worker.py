@@ -76,6 +76,9 @@ class Worker:
         listener = threading.Thread(target=self._listen, name="listener", daemon=True)
         listener.start()
         work = self.make()
+        from sojourn.train.room import give_back  # torch is here by now
+
+        busy = False
         if "interactive" in self.lanes:
             self._warm(work)
         else:
@@ -85,6 +88,7 @@ class Worker:
             try:
                 taken = self.jobs.claim(self.id, self.lanes, ROOM if "interactive" in self.lanes else 1)
                 if taken:
+                    busy = True
                     work.do(self._joined(taken))
                     continue
             except Fenced:  # taken for dead while it slept: what it had is others' by now
@@ -98,7 +102,10 @@ class Worker:
                 self.closing.wait(BEAT_S)
                 continue
             if "background" not in self.lanes or not work.look():
-                self.wake.wait(BEAT_S)
+                idle = not self.wake.wait(BEAT_S)
+                if busy and idle:
+                    give_back()
+                    busy = False
         with suppress(SojournError):
             self.jobs.bury(self.id, "it was stopped")
         self.ear.close()

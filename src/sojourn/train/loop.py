@@ -31,7 +31,7 @@ from sojourn.train.gradient import Crew, Diverged, Sums, Update, accumulate, com
 from sojourn.train.metrics import held_out
 from sojourn.train.optim import Optimizers, average, schedule
 from sojourn.train.record import Record
-from sojourn.train.room import check_disk, is_out_of_memory, keep_memory, micro_batch, multiplies_bf16
+from sojourn.train.room import check_disk, is_out_of_memory, kept_memory, micro_batch, multiplies_bf16, threads
 from sojourn.train.sheet import draw_sheet
 from sojourn.types import Batch
 
@@ -44,12 +44,13 @@ def train(package: Package, data: PackedSet, config: TrainConfig, folder: Path) 
     Yields events at least once a second; closing the generator saves a snapshot. The finished package is at
     folder/package. Raises TrainingFailed after three divergences, OutOfRoom when memory or disk do not do.
     """
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    keep_memory()
     if config.precision == "bf16" and not package.family.bf16:
         raise ConfigError("precision bf16 does not hold for {family}; use fp32", family=package.card.family)
-    run = Run(package, data, config, folder)
+    with kept_memory(), threads(config.threads):
+        yield from _train(Run(package, data, config, folder), folder)
+
+
+def _train(run: Run, folder: Path) -> Iterator[Event]:
     try:
         if (folder / "package" / "card.json").is_file() and (folder / "done").is_file():
             yield Done(path=str(folder / "package"), text="already trained")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import resource
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -22,20 +25,52 @@ HEADROOM = 0.8
 """Share of the free memory that activations may take."""
 
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 """Of mallopt (glibc, malloc.h)."""
 
 
-def keep_memory() -> None:
-    """Keep what a step frees for the next one, for as long as the process lives.
+@contextmanager
+def kept_memory() -> Iterator[None]:
+    """Within, what a step frees is kept for the next one.
 
     glibc gives tensors of 32 MB and more back to the kernel at once and waits for zeroed pages at the next, which can
     be a third of a step. Other libraries of C are left as they are.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    mallopt = _libc("mallopt")
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    try:
+        yield
+    finally:
+        if mallopt is not None:  # to where glibc's own adjusting ends, which is off now
+            mallopt(M_MMAP_MAX, 65536)
+            mallopt(M_MMAP_THRESHOLD, 32 << 20)
+            mallopt(M_TRIM_THRESHOLD, 64 << 20)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Within, torch computes in so many threads. 0 = as it does."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def give_back() -> None:
+    """Give the kernel all memory that this process has freed: glibc keeps what lies below something in use."""
+    gc.collect()
+    trim = _libc("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _libc(name: str) -> Any:
+    """A function of glibc; None elsewhere."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
 def check_disk(folder: Path, tensors: Mapping[str, Tensor], config: TrainConfig) -> None:
