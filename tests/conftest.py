@@ -16,6 +16,7 @@ from sojourn.config import Recipe, Stage, TrainConfig
 from sojourn.data.dataset import Item, LabelColumn, SetInfo, SetWriter
 from sojourn.schema import Part
 
+pytest_plugins = ("browsing",)
 SMALL = {"seen": 512, "batch_size": 32, "snapshot": 128, "sheet": 4, "held_out": 32, "threads": 1, "hooks": ()}
 STAGES = {
     "flow": {"family": "flow", "conditioner": Part(id="labels"), "options": {"steps": 4}},
