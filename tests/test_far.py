@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -254,7 +255,9 @@ def client(house: Path) -> Iterator[tuple[TestClient, Studio]]:
 
 def enlisted(client: TestClient) -> int:
     given = {"host": "there/1", "pid": 7, "born": "x", "lanes": ["interactive", "background"]}
-    answer = client.post("/api/v1/workers", json=given)
+    older = client.post("/api/v1/workers", json={**given, "version": "0.0.1"})
+    assert (older.status_code, older.json()["error"]["code"]) == (403, "version")
+    answer = client.post("/api/v1/workers", json={**given, "version": version("sojourn")})
     assert answer.status_code == 201, answer.text
     return int(answer.json()["id"])
 

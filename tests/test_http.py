@@ -25,6 +25,7 @@ from starlette.testclient import TestClient
 
 from sojourn.errors import InvalidInput, NotFound
 from sojourn.http import hub as hubs
+from sojourn.http.server import Lines
 from sojourn.http.site import _secret
 from sojourn.http.uploads import Uploads
 from sojourn.schema import WORDS_MAX
@@ -503,7 +504,7 @@ def test_uploads_that_wait_are_not_in_memory(
         await asyncio.sleep(0.5)
         assert len(read) == 1
         go.set()
-        assert {(await one).size for one in waiting} == {(512, 512)}
+        assert {(await one).size for one in waiting} == {(32, 32)}, "as they are"
 
     assert client.portal is not None
     client.portal.call(several)
@@ -542,3 +543,8 @@ def test_log_lines_are_clean(served: tuple[TestClient, Studio], caplog: pytest.L
     assert not [line for line in lines if re.search("[\x00-\x1f\x7f-\x9f\u202e]", line)]
     assert not [line for line in lines if "private" in line]
     assert max(map(len, lines)) < 400
+    told = [Lines().format(record) for record in caplog.records if record.name.startswith("sojourn")]
+    assert not [line for line in told if "\n" in line or "private" in line]
+    found = [json.loads(line) for line in told]
+    assert {"at", "level", "method", "path", "status", "ms", "id"} == set(found[-1])
+    assert (found[-1]["path"], found[-1]["status"]) == ("/api/v1/pictures", 200)

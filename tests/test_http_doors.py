@@ -305,6 +305,7 @@ def test_settings_are_an_owners_own(home: Path) -> None:
         found = client.get("/api/v1/settings", headers=keys["ann"]).json()
         assert {name: value for name, value in found.items() if value is not None} == wanted
         assert set(client.get("/api/v1/settings", headers=keys["bob"]).json().values()) == {None}
+        assert client.put("/api/v1/settings", json={"no": "x" * (2 << 20)}, headers=keys["ann"]).status_code == 413
         client.put("/api/v1/settings", json={"n": 3}, headers=keys["ann"])
         assert client.get("/api/v1/settings", headers=keys["ann"]).json()["style"] is None
 

@@ -57,7 +57,7 @@ class Server:
 
     def requests(self, path: str, status: int) -> int:
         """How many it answered so."""
-        return self.log.read_text("utf-8").count(f" {path} {status} ")
+        return self.log.read_text("utf-8").count(f'"path": "{path}", "status": {status}, ')
 
 
 @pytest.fixture(scope="module")
@@ -361,8 +361,14 @@ def test_an_edit_as_json(server: Server) -> None:
     answer = post(images=[url(drawing())], mask=url(mask()), n=2)
     assert answer.status_code == 200, answer.text
     assert len(answer.json()["data"]) == 2
-    for strength in (None, [1], {}):  # as good as none
-        assert post(images=[url(drawing())], strength=strength).status_code == 200
+    assert post(images=[url(drawing())], strength=None).status_code == 200
+    for strength in ([1], {}, "nan", 1.5, True):
+        assert post(images=[url(drawing())], strength=strength).json()["error"]["param"] == "strength"
+    assert post(images=[url(drawing())], mask=url(mask(32, 32))).status_code == 200, "of the same shape"
+    assert post(images=[url(drawing())], mask=url(mask(64, 32))).status_code == 400
+    nothing = io.BytesIO()
+    Image.new("RGBA", (64, 64)).save(nothing, "PNG")
+    assert post(images=[url(drawing())], mask=url(nothing.getvalue())).status_code == 200, "all may change"
     for images in ([{"image_url": "http://127.0.0.1:1/a.png"}], [{"image_url": "file:///etc/passwd"}],
                    [{"file_id": "f"}], ["x"], [7], {}, "x", [url(b"none")]):  # fmt: skip
         refused = post(images=images)

@@ -196,6 +196,8 @@ def test_a_mask_is_cut_out_as_its_source_is(models: dict[str, engine.Model]):
         gap = np.abs(np.asarray(drawn[0].pil.convert("L"), int) - np.asarray(source, int)[:, 4:12])
         assert gap[:, :4].max() == 0
         assert gap[:, 4:].max() > 0
+    with pytest.raises(InvalidInput, match="the mask is 8x8, the source 16x8"):
+        models["flow"].imagine("3", n=1, source=source, mask=Image.new("L", (8, 8), 255))
 
 
 def test_a_source_pulls_more_the_weaker_its_strength(models: dict[str, engine.Model]):

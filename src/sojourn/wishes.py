@@ -74,7 +74,18 @@ def conditions(package: Package, request: Request) -> tuple[Cond, list[Guide]]:
         guides += _edits(package, request)
     elif request.mask is not None:
         raise InvalidInput("a mask needs a source picture; give both")
+    if request.source is not None and request.mask is not None:
+        _check_shapes(request.source, request.mask)
     return cond, guides
+
+
+def _check_shapes(source: Image.Image, mask: Image.Image) -> None:
+    """Raise InvalidInput for a mask of another shape than its source; the size may be another."""
+    if abs(source.width * mask.height - source.height * mask.width) > max(source.width, mask.width) + max(
+        source.height, mask.height
+    ):
+        raise InvalidInput("the mask is {mask}, the source {source}; give both in one shape",
+                           mask=f"{mask.width}x{mask.height}", source=f"{source.width}x{source.height}")  # fmt: skip
 
 
 def _stirred(cond: Cond, request: Request) -> Cond:

@@ -21,10 +21,10 @@ DATABASE = click.option("--database", metavar="URL", help="Default: studio.sqlit
 @click.option("--port", type=click.IntRange(0, 65535), default=7865, help="Default: 7865. 0 = any that is free.")
 @click.option("--name", "names", multiple=True, help="A host name this server is called by; may be repeated.")
 @DATABASE
-@click.option("--verbose", is_flag=True, help="A line for each request, without prompts.")
+@click.option("--verbose", is_flag=True, help="Log each request as a line of JSON, without prompts.")
 def serve(host: str, port: int, names: tuple[str, ...], database: str | None, verbose: bool) -> None:
     """Start the studio: pictures, trainings and a gallery over HTTP, with an OpenAI-compatible API."""
-    from sojourn.http.server import run
+    from sojourn.http.server import Lines, run
     from sojourn.studio.keys import Keys
     from sojourn.studio.studio import Studio
 
@@ -35,6 +35,8 @@ def serve(host: str, port: int, names: tuple[str, ...], database: str | None, ve
             "listening on {host} without a key would let everyone in; make one first: sojourn keys add NAME", host=host
         )
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(message)s")
+    if verbose:
+        logging.getLogger().handlers[0].setFormatter(Lines())
     sys.exit(run(studio, host, port, names, lambda url: say("the studio is at {url}", url=url)))
 
 

@@ -40,7 +40,7 @@ class Work:
     width: int
     height: int
     fit: clean.Fit | Literal["within"] = "crop"
-    """within: whole, in its own shape, no larger than that."""
+    """within: whole, in its own shape, no larger than that, and be it empty: it may be a mask."""
     fill: clean.Background = "white"
     limits: clean.Limits = field(default_factory=clean.Limits)
     time_s: float = 2.0
@@ -327,7 +327,7 @@ def _clean(file: BinaryIO, work: Work) -> tuple[dict[str, Any], bytes]:
     else:
         fitted = clean.fit(picture.image, work.width, work.height, work.fit, work.fill)
     pixels = clean.pixels(fitted)
-    if pixels.shape[2] == 4 and not pixels[:, :, 3].any():
+    if pixels.shape[2] == 4 and not pixels[:, :, 3].any() and work.fit != "within":
         raise Refused("nothing visible", "every pixel is transparent")
     answer = {"size": picture.size, "notes": picture.notes, "shape": pixels.shape}
     return {**answer, "sha": clean.fingerprint(pixels), "phash": clean.perceptual_hash(pixels)}, pixels.tobytes()

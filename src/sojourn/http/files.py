@@ -23,7 +23,7 @@ SERVED = {".png": "image/png", ".json": "application/json", ".txt": "text/plain;
 
 
 class Picture(BaseModel):
-    """A picture that was kept: upright, cut to a square, as PNG."""
+    """A picture that was kept: upright, in its own shape, no side longer than 2048, as PNG."""
 
     sha256: str
     width: int

@@ -131,7 +131,8 @@ class Guard:
         finally:
             took = (time.monotonic() - begun) * 1000
             path = safefile.printable(scope["path"], 200)
-            log.info("%s %s %s %.1f ms %s", scope["method"], path, status, took, id)
+            told = {"method": scope["method"], "path": path, "status": status, "ms": round(took, 1), "id": id}
+            log.info("%(method)s %(path)s %(status)s %(ms)s ms %(id)s", told, extra={"fields": told})
 
     # Who
 
@@ -247,7 +248,7 @@ class Guard:
         """A `receive` that gives up on bodies that are too large, too slow or, as JSON, unsound."""
         kind = headers.first("content-type").partition(";")[0].strip().lower()
         as_json = kind == "application/json" or kind.endswith("+json")
-        upload = kind == "multipart/form-data" or scope["method"] == "PUT"
+        upload = kind == "multipart/form-data" or (scope["method"] == "PUT" and not as_json)
         most = self.limits.upload_bytes if upload else self.limits.json_bytes
         caller = scope["state"]["caller"]
         if scope["path"].startswith(WORKERS) and caller is not None and caller.may("worker"):

@@ -21,7 +21,6 @@ SIDES = (16, 2048)
 """Pixels of a side that may be asked for."""
 MOST = 16
 """Pictures of a form at most."""
-STRENGTH = {"type": "number", "description": "How far from the picture, 0..1. Without: 0.6."}
 
 
 def size_of(asked: str | None) -> tuple[int, int] | None:
@@ -40,12 +39,12 @@ def size_of(asked: str | None) -> tuple[int, int] | None:
 
 def encoded(
     raw: bytes, format: str, size: tuple[int, int] | None, quality: int | None = None,
-    kept: tuple[bytes, bytes] | None = None,
+    kept: tuple[Image.Image, Image.Image] | None = None,
 ) -> bytes:  # fmt: skip
     """A picture's bytes in another format and size; as they are where neither differs.
 
-    kept: the picture that it is an edit of, and the mask, white where that might change. In another size than its own,
-    what was to stay is taken from there: the edit has it in the few pixels that its package draws.
+    kept: the picture that it is an edit of, framed as it is, and the mask, white where that might change. In another
+    size than its own, what was to stay is taken from there: the edit has it in the few pixels that its package draws.
     """
     with Image.open(io.BytesIO(raw)) as file:
         picture: Image.Image = file.copy()
@@ -54,7 +53,7 @@ def encoded(
     if size is not None and size != picture.size:
         picture = picture.resize(size, Image.Resampling.LANCZOS)
         if kept is not None:
-            before, mask = (clean.fit(Image.open(io.BytesIO(data)), *size) for data in kept)
+            before, mask = (other.resize(size, Image.Resampling.LANCZOS) for other in kept)
             picture = Image.composite(picture, before.convert(picture.mode), mask.convert("L"))
     if format == "jpeg" and picture.mode not in ("RGB", "L"):
         ground = Image.new("RGB", picture.size, "white")
@@ -68,15 +67,18 @@ def encoded(
 def wanted(fields: dict[str, Any], edits: bool) -> dict[str, Any]:
     """For the document: the body of a route that takes pictures and these fields, as `parts` reads it."""
     file = {"type": "string", "format": "binary"}
-    form = {**fields, "image": {"type": "array", "items": file, "minItems": 1, "maxItems": MOST if edits else 1}}
+    several = {"type": "array", "items": file, "minItems": 1, "maxItems": MOST if edits else 1}
+    form = {**fields, "image": several}
     url = {"type": "object", "properties": {"image_url": {"type": "string"}}, "required": ["image_url"]}
-    sent = {**fields, "images": {**form["image"], "items": url}}
+    sent = {**fields, "images": {**several, "items": url}}
     if edits:
-        form |= {"mask": file, "strength": STRENGTH}
-        sent |= {"mask": url, "strength": STRENGTH}
+        form |= {"image[]": several, "mask": file}
+        sent |= {"mask": url}
     must = ["prompt"] if edits else []
     content = {
-        "multipart/form-data": {"schema": {"type": "object", "properties": form, "required": ["image", *must]}},
+        "multipart/form-data": {
+            "schema": {"type": "object", "properties": form, "required": must if edits else ["image"]}
+        },
         "application/json": {"schema": {"type": "object", "properties": sent, "required": ["images", *must]}},
     }
     return {"requestBody": {"required": True, "content": content}}

@@ -8,6 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from sojourn.studio.ledger import Job
+
 
 class TextLogprobs(BaseModel):
     """How likely each token was, in nats; where it begins, in characters from the start of the prompt."""
@@ -37,28 +39,28 @@ class ChatLogprobs(BaseModel):
     refusal: None = None
 
 
-def of_completion(result: dict[str, Any], echo: bool) -> TextLogprobs | None:
-    """As completions tell them; None where nobody asked. echo: those of the prompt, too."""
-    if "tokens" not in result:
+def of_completion(job: Job, echo: bool) -> TextLogprobs | None:
+    """As completions tell them; None where nobody asked. echo: those of the prompt are among them."""
+    told = (job.result or {}).get("tokens")
+    if told is None:
         return None
-    reader, at, starts = codecs.getincrementaldecoder("utf-8")("replace"), 0, []
-    for one in result["tokens"]:
+    reader, starts = codecs.getincrementaldecoder("utf-8")("replace"), []
+    at = 0 if echo else len(job.request["prompt"])
+    for one in told:
         starts.append(at)
         at += len(reader.decode(bytes(one["bytes"])))
-    first = 0 if echo else result["read"]
-    told, starts = result["tokens"][first:], starts[first:]
-    tops = [{_letters(other): other["logprob"] for other in one["others"]} for one in told]
+    tops = [{_letters(other): other["logprob"] for other in reversed(one["others"])} for one in told]
     return TextLogprobs(
         tokens=[_letters(one) for one in told], token_logprobs=[one["logprob"] for one in told],
         top_logprobs=tops if any(tops) else None, text_offset=starts,
     )  # fmt: skip
 
 
-def of_chat(result: dict[str, Any]) -> ChatLogprobs | None:
+def of_chat(job: Job) -> ChatLogprobs | None:
     """As chats tell them; None where nobody asked."""
-    if "tokens" not in result:
+    told = (job.result or {}).get("tokens")
+    if told is None:
         return None
-    told = result["tokens"][result["read"] :]
     return ChatLogprobs(
         content=[Drawn(**_likely(one), top_logprobs=[_likely(o) for o in one["others"]]) for one in told]
     )

@@ -16,7 +16,7 @@ from fastapi.responses import FileResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
-from sojourn import card, config, registry
+from sojourn import card, config, registry, safefile
 from sojourn.card import home
 from sojourn.http.answers import Refusal, in_words, language, statuses
 from sojourn.http.site import holds, owner, site
@@ -74,14 +74,14 @@ class Upload(BaseModel):
 
 
 class Settings(BaseModel):
-    """What you draw with where you do not say; the page begins with it. Nothing = as the package has it."""
+    """What the page begins with when you draw; a request says all itself. Nothing = as the package has it."""
 
     model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
     model: str | None = Field(None, min_length=1, max_length=100)
     """A package."""
     style: str | None = Field(None, min_length=1, max_length=100)
-    n: int | None = Field(None, ge=1, le=64)
+    n: int | None = Field(None, ge=1, le=16)
     """Pictures of a prompt."""
     steps: int | None = Field(None, ge=1, le=1000)
     guidance: Annotated[float, Field(strict=False)] | None = Field(None, ge=0, le=100)
@@ -164,7 +164,11 @@ def jobs(
     """Your jobs, the newest first."""
     here = site(request)
     whose = None if everyone and here.need(request, "admin") else owner(request)
-    return [_job(job, request) for job in here.studio.jobs.page(whose, state or (), before, limit)]
+    out = [_job(job, request) for job in here.studio.jobs.page(whose, state or (), before, limit)]
+    for told in out:
+        if told.result is not None:
+            told.result.pop("tokens", None)  # one job tells them
+    return out
 
 
 @router.get("/api/v1/jobs/{id}", responses=statuses(404))
@@ -293,6 +297,15 @@ def sets() -> list[str]:
     """Names of the training sets in the home folder."""
     shelf = home() / "sets"
     return sorted(path.name for path in shelf.iterdir() if (path / "set.json").is_file()) if shelf.is_dir() else []
+
+
+@router.get("/api/v1/sets/{name}", responses=statuses(404))
+def one_set(name: Annotated[str, Path(pattern=rf"^{_NAME}$")]) -> dict[str, Any]:
+    """What a training set holds: kind, shape, how many, labels, sources with their licences."""
+    file = home() / "sets" / name / "set.json"
+    if not file.is_file():
+        raise Refusal(404, 'there is no set "{name}"', name=name)
+    return safefile.parse_json(file.read_bytes(), "set.json")
 
 
 @router.get("/api/v1/recipes", responses=statuses())

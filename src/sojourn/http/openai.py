@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import json
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -13,24 +10,25 @@ from typing import Any, BinaryIO, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import StreamingResponse
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from starlette.concurrency import run_in_threadpool
 
 from sojourn import card
 from sojourn import prompt as grammar
-from sojourn.errors import InvalidInput, NotFound, SojournError, Unsupported
-from sojourn.http.answers import Refusal, body, kept, language, refused, said, statuses
+from sojourn.errors import InvalidInput, NotFound, SojournError
+from sojourn.http.answers import Refusal, language, refused, statuses
 from sojourn.http.images import editable, encoded, mean, parts, size_of, wanted
 from sojourn.http.site import Site, owner, site
+from sojourn.http.waiting import Stream, begun, failure, fault, pinging, sse, waited
 from sojourn.schema import Card
 from sojourn.studio.asks import DEFAULT
 from sojourn.studio.gallery import Wanted
-from sojourn.studio.ledger import Happened, Job
+from sojourn.studio.ledger import Job
 
 router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"])
-PING_S = 15.0
+STRENGTH = 0.6
+"""How far from a picture where nobody says."""
 NAMES = {"gpt-image-1", "gpt-image-1.5", "gpt-image-2", "dall-e-2", "dall-e-3"}
 """Models of others that clients name by default: the default package draws for them."""
 
@@ -67,12 +65,22 @@ class ImagesAsk(BaseModel):
     no: str | None = Field(None, max_length=2000)
     """What to keep out, with commas between."""
 
-    @field_validator("n", "output_compression", "partial_images", "seed", "steps", "guidance", "chaos", mode="before")
+    @field_validator(
+        "n", "output_compression", "partial_images", "seed", "steps", "guidance", "chaos", "strength", mode="before",
+        check_fields=False,
+    )  # fmt: skip
     @classmethod
     def _no_truth(cls, value: Any) -> Any:
         if isinstance(value, bool):
             raise ValueError("a number is wanted")
         return value
+
+
+class PictureAsk(ImagesAsk):
+    """What is asked of /images/edits and /images/variations beside the pictures."""
+
+    strength: float | None = Field(None, ge=0, le=1)
+    """How far from the picture: 0 = the picture itself, 1 = only the prompt. None = 0.6."""
 
 
 class ImageOut(BaseModel):
@@ -178,7 +186,7 @@ async def generate(ask: ImagesAsk, request: Request) -> Any:
     return await _answered(request, "generate", ask, _request(ask), "image_generation")
 
 
-FIELDS = ImagesAsk.model_json_schema()["properties"]
+FIELDS = PictureAsk.model_json_schema()["properties"]
 
 
 @router.post("/images/edits", responses=statuses(404, 415), response_model=ImagesOut,
@@ -196,8 +204,7 @@ async def edit(request: Request) -> Any:
     more: dict[str, Any] = {"source": await _kept(request, mean(sources))}
     if mask is not None:
         more["mask"] = await _kept(request, editable(await _decoded(request, mask, "mask")))
-    with suppress(ValueError, TypeError):
-        more["strength"] = min(max(float(fields.get("strength", 0.6)), 0.0), 1.0)
+    more["strength"] = STRENGTH if ask.strength is None else ask.strength
     return await _answered(request, "edit", ask, {**_request(ask), **more}, "image_edit")
 
 
@@ -211,7 +218,13 @@ async def vary(request: Request) -> Any:
     known = await run_in_threadpool(site(request).drawn, pictures[0], owner(request))
     ask = _asked({"prompt": known or "", **fields})
     source = await _kept(request, await _decoded(request, pictures[0], "image"))
-    return await _answered(request, "edit", ask, {**_request(ask), "source": source, "strength": 0.6}, "image_edit")
+    return await _answered(
+        request,
+        "edit",
+        ask,
+        {**_request(ask), "source": source, "strength": STRENGTH if ask.strength is None else ask.strength},
+        "image_edit",
+    )
 
 
 async def _decoded(request: Request, data: bytes | BinaryIO, param: str) -> Image.Image:
@@ -222,11 +235,11 @@ async def _kept(request: Request, picture: Image.Image) -> str:
     return await run_in_threadpool(site(request).uploads.keep, picture)
 
 
-def _asked(fields: dict[str, Any]) -> ImagesAsk:
+def _asked(fields: dict[str, Any]) -> PictureAsk:
     """The fields of a form, which are all texts, as a request; an empty one is as good as none."""
     given = {key: value for key, value in fields.items() if value != "" or key == "prompt"}
     try:
-        return ImagesAsk.model_validate(given)
+        return PictureAsk.model_validate(given)
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from None
 
@@ -258,75 +271,6 @@ async def _answered(request: Request, kind: str, ask: ImagesAsk, asked: dict[str
     if ended.state != "done":
         raise failure(ended, "prompt")
     return await run_in_threadpool(_out, here, ended, ask, str(request.base_url))
-
-
-async def begun(request: Request, kind: str, asked: dict[str, Any]) -> Job:
-    """The job that is asked for. Raises Refusal with the field that is wrong."""
-    here, who = site(request), owner(request)
-    try:
-        return await run_in_threadpool(lambda: here.ask(kind, asked, who))
-    except NotFound as error:
-        raise refused(error, "model", "model_not_found") from None
-    except Unsupported as error:
-        raise refused(error, "model", "unsupported_model") from None
-    except InvalidInput as error:
-        raise refused(error, "prompt", "invalid_prompt") from None
-
-
-def failure(job: Job, param: str) -> Refusal:
-    """Why a job was not done. It would fail again: the client's library is told not to send it once more."""
-    told = kept(job.error)
-    told.headers["x-should-retry"] = "false"
-    if told.status < 500:  # what a package does not know is no address that does not exist
-        told.status, told.param, told.code = 400, param, "invalid_prompt"
-    return told
-
-
-class Stream(StreamingResponse):
-    """Server-sent events of jobs that nobody wants when the reader is gone."""
-
-    def __init__(self, here: Site, jobs: Sequence[Job], content: AsyncIterator[bytes]) -> None:
-        super().__init__(content, media_type="text/event-stream", headers={"x-accel-buffering": "no"})
-        self.here, self.jobs = here, jobs
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await asyncio.shield(run_in_threadpool(let_go, self.here, self.jobs))
-
-
-async def waited(request: Request, here: Site, jobs: Sequence[Job]) -> list[Job]:
-    """The jobs once they are over, unless the caller goes away before."""
-    waiting = asyncio.gather(*(here.hub.over(job.id) for job in jobs))
-    leaving = asyncio.ensure_future(_left(request))
-    both: set[asyncio.Future[Any]] = {waiting, leaving}
-    try:
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        if waiting.done():
-            return list(waiting.result())
-        raise Refusal(400, "the caller went away")
-    finally:
-        leaving.cancel()
-        if not waiting.done():
-            waiting.cancel()
-            with suppress(asyncio.CancelledError):
-                await waiting
-            await asyncio.shield(run_in_threadpool(let_go, here, jobs))
-
-
-def let_go(here: Site, jobs: Sequence[Job]) -> None:
-    """Cancel what is not over."""
-    for job in jobs:
-        if not here.studio.jobs.get(job.id).over:
-            here.studio.jobs.cancel(job.id)
-
-
-async def _left(request: Request) -> None:
-    while True:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            return
 
 
 def _rows(here: Site, job: Job) -> list[Any]:
@@ -399,28 +343,3 @@ async def _streamed(here: Site, job: Job, ask: ImagesAsk, event: str, lang: str)
             yield sse(data, f"{event}.completed")
     except SojournError as error:
         yield fault(refused(error), lang)
-
-
-async def pinging(here: Site, job: Job) -> AsyncIterator[Happened | bytes]:
-    """Events of a job until it is over, and a comment now and then where nothing happens."""
-    told = time.monotonic()
-    async for happened in here.hub.follow(job.id):
-        if happened is not None:
-            yield happened
-        elif time.monotonic() - told > PING_S:
-            told = time.monotonic()
-            yield b": ping\n\n"
-
-
-def sse(data: dict[str, Any], name: str | None = None) -> bytes:
-    """A server-sent event. Never with an id: the client's library then stumbles over comments."""
-    head = f"event: {name}\n" if name else ""
-    text = json.dumps(data, ensure_ascii=False)
-    for odd in "\x85\u2028\u2029":  # ends of lines to some readers
-        text = text.replace(odd, f"\\u{ord(odd):04x}")
-    return f"{head}data: {text}\n\n".encode()
-
-
-def fault(refusal: Refusal, lang: str) -> bytes:
-    """An error within a stream."""
-    return sse(body(refusal.status, said(refusal, lang), refusal.param, refusal.code))

@@ -27,7 +27,7 @@ EXAMPLES = {
     "zh": ("红色的心", "蓝色的汽车 --style 3d", "猫和狗 --n 8"),
 }
 STATIC = Path(str(resources.files("sojourn.http").joinpath("static")))
-TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".woff2": "font/woff2"}
 MONTH_S = 30 * 24 * 3600
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from typing import Any
 
 import h11
@@ -128,6 +131,18 @@ class Hasty(H11Protocol):
         if timer is not None:
             timer.cancel()
             setattr(self, name, None)
+
+
+class Lines(logging.Formatter):
+    """What is logged as a JSON object a line: when, how grave, and what."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        told = {"at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")}
+        told |= {"level": record.levelname.lower()}
+        told |= getattr(record, "fields", None) or {"message": record.getMessage()}
+        if record.exc_info:
+            told["trace"] = self.formatException(record.exc_info)
+        return json.dumps(told, ensure_ascii=False)
 
 
 def run(

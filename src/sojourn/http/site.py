@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fastapi import Request
+from PIL import Image
 from sqlalchemy import select
 
+from sojourn import card, safefile
 from sojourn import prompt as grammar
-from sojourn import safefile
 from sojourn.card import home
+from sojourn.data import clean
 from sojourn.errors import SojournError
 from sojourn.http.answers import Refusal
 from sojourn.http.hub import Hub
@@ -73,12 +75,27 @@ class Site:
     ) -> bytes:  # fmt: skip
         """The bytes of a picture of the gallery. Raises NotFound."""
         kept = None
-        if size not in (None, (row.width, row.height)) and row.job is not None:
+        if size is not None and size != (row.width, row.height) and row.job is not None:
             asked = self.studio.jobs.get(row.job).request
             names = [asked.get("source"), asked.get("mask")]
             if all(name and self.studio.blobs.has(name) for name in names):
-                kept = (self.studio.blobs.get(names[0]), self.studio.blobs.get(names[1]))
+                kept = self._framed(row, size, names[0], ""), self._framed(row, size, names[1], "black")
         return encoded(self.studio.blobs.get(row.sha256), format, size, quality, kept)
+
+    def _framed(self, row: PictureRow, size: tuple[int, int], sha256: str, ground: str) -> Image.Image:
+        """A picture that was edited, or a mask, as the package of the edit frames it, and large enough for a size.
+
+        Decoded where uploads are: anything may have been kept by its sha256. ground: under what is transparent or
+        bars; empty = the package's own.
+        """
+        picture = self.uploads.picture(self.studio.blobs.get(sha256), "source")
+        settings = _frame(row.model)
+        fill = ground or settings.get("background") or "black"
+        if picture.mode == "RGBA" and (ground or settings.get("channels") != 4):
+            below = Image.new("RGBA", picture.size, fill)
+            picture = Image.alpha_composite(below, picture).convert("RGB")
+        times = max(-(-size[0] // row.width), -(-size[1] // row.height))
+        return clean.fit(picture, row.width * times, row.height * times, settings.get("fit", "crop"), fill)
 
     # Addresses of pictures that hold without a key, for an hour
 
@@ -121,6 +138,19 @@ class Site:
             raise Refusal(403, 'this wants a key of scope "{scope}"; yours is "{found}"', code="permission_denied",
                           scope=scope, found=caller.scope)  # fmt: skip
         return caller
+
+
+def _frame(model: str) -> dict[str, Any]:
+    """The settings by which a package brings pictures into its shape; none where it is gone."""
+    try:
+        folder = card.find(model, paths=False)
+        settings = card.read(folder, verify=False).codec.config
+        while part := settings.get("part"):
+            folder = folder / "parts" / str(part)
+            settings = card.read(folder, verify=False).codec.config
+    except SojournError:
+        return {}
+    return dict(settings)
 
 
 def site(request: Request) -> Site:

@@ -13,8 +13,8 @@ from sojourn import card
 from sojourn.errors import NotFound, SojournError, Unsupported
 from sojourn.http.answers import Refusal, language, refused, statuses
 from sojourn.http.logprobs import ChatLogprobs, TextLogprobs, of_chat, of_completion
-from sojourn.http.openai import Stream, begun, failure, fault, let_go, pinging, sse, waited
 from sojourn.http.site import Site, site
+from sojourn.http.waiting import Stream, begun, failure, fault, let_go, pinging, sse, waited
 from sojourn.studio.asks import writes
 from sojourn.studio.ledger import Job
 
@@ -199,7 +199,7 @@ async def complete(ask: CompletionAsk, request: Request) -> Any:
     ended = await _ended(request, jobs, "prompt")
     choices = [
         TextChoice(
-            text=openings[i] + job.result["text"], index=i, logprobs=of_completion(job.result, bool(ask.echo)),
+            text=openings[i] + job.result["text"], index=i, logprobs=of_completion(job, bool(ask.echo)),
             finish_reason=job.result["end"],
         )
         for i, job in enumerate(ended)
@@ -221,7 +221,7 @@ async def chat(ask: ChatAsk, request: Request) -> Any:
     ended = await _ended(request, jobs, "messages")
     choices = [
         ChatChoice(
-            index=i, message=Answer(content=job.result["text"]), logprobs=of_chat(job.result),
+            index=i, message=Answer(content=job.result["text"]), logprobs=of_chat(job),
             finish_reason=job.result["end"],
         )
         for i, job in enumerate(ended)
@@ -256,6 +256,7 @@ async def _asked(request: Request, ask: CompletionAsk | ChatAsk, prompts: Sequen
         more["top_p"] = max(ask.top_p, LEAST_P)
     if ask.logprobs is not None and ask.logprobs is not False:
         more["logprobs"] = (ask.top_logprobs or 0) if isinstance(ask, ChatAsk) else ask.logprobs
+        more["telling"] = "all" if isinstance(ask, CompletionAsk) and ask.echo else "drawn"
     jobs: list[Job] = []
     try:
         for i, prompt in enumerate(text for text in prompts for _ in range(ask.n or 1)):
@@ -309,8 +310,8 @@ async def _completion_chunks(
 ) -> AsyncIterator[bytes]:
     head = {**_head("cmpl", jobs, ask), "object": "text_completion"}
 
-    def chunk(index: int, text: str, end: str | None, result: dict[str, Any] | None = None) -> dict[str, Any]:
-        told = of_completion(result, bool(ask.echo)) if result else None
+    def chunk(index: int, text: str, end: str | None, ended: Job | None = None) -> dict[str, Any]:
+        told = of_completion(ended, bool(ask.echo)) if ended else None
         likely = told and told.model_dump()
         return {**head, "choices": [{"text": text, "index": index, "logprobs": likely, "finish_reason": end}]}
 
@@ -322,8 +323,8 @@ async def _chat_chunks(here: Site, jobs: Sequence[Job], ask: ChatAsk, lang: str)
     head = {**_head("chatcmpl", jobs, ask), "object": "chat.completion.chunk"}
     begun: set[int] = set()
 
-    def chunk(index: int, text: str, end: str | None, result: dict[str, Any] | None = None) -> dict[str, Any]:
-        told = of_chat(result) if result else None
+    def chunk(index: int, text: str, end: str | None, ended: Job | None = None) -> dict[str, Any]:
+        told = of_chat(ended) if ended else None
         likely = told and told.model_dump()
         delta: dict[str, str] = {"content": text} if end is None else {}
         if index not in begun:
@@ -361,7 +362,7 @@ async def _chunks(
                 return
             rest = ended.result["text"][sent:]
             if rest or "tokens" in ended.result:  # how likely they were is told of all tokens at once
-                yield sse({**chunk(index, rest, None, ended.result), **more})
+                yield sse({**chunk(index, rest, None, ended), **more})
             yield sse({**chunk(index, "", ended.result["end"]), **more})
             done.append(ended)
         if counted:

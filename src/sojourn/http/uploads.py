@@ -17,7 +17,7 @@ from sojourn.studio.blobs import Blobs
 
 WAITING = 32
 """Uploads that may wait to be looked at."""
-SIDE = 1024
+SIDE = 2048
 """Uploads keep their shape, no side longer than this: what packages draw is smaller."""
 
 

@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path as File
 from typing import Annotated, Any, Literal
 
@@ -14,7 +15,7 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.background import BackgroundTask
 
-from sojourn import card, config, errors
+from sojourn import card, config, errors, safefile
 from sojourn import package as packages
 from sojourn.card import home
 from sojourn.errors import SojournError
@@ -45,6 +46,8 @@ class Enlisting(Body):
     born: str = Field(max_length=80)
     """What tells its process from others of that number."""
     lanes: list[Lane] = Field(min_length=1, max_length=2)
+    version: str = Field(max_length=40)
+    """Of its Sojourn."""
 
 
 class Enlisted(BaseModel):
@@ -165,7 +168,10 @@ def _fenced() -> Refusal:
 
 @router.post("", status_code=201, responses=statuses(415))
 def enlist(asked: Enlisting, request: Request) -> Enlisted:
-    """Begin to work."""
+    """Begin to work. Refused to one of another version: it would read requests otherwise, or not at all."""
+    if asked.version != (own := version("sojourn")):
+        raise Refusal(403, "the worker is of Sojourn {found}, the studio of {own}; install the same", code="version",
+                      found=safefile.printable(asked.version, 40), own=own)  # fmt: skip
     lanes = sorted(set(asked.lanes))
     return Enlisted(id=_here(request).studio.jobs.enlist(asked.host, asked.pid, asked.born, lanes))
 

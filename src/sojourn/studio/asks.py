@@ -95,6 +95,8 @@ class WriteAsk(Ask):
     """Taken off the logit of a token for each time it was drawn."""
     logprobs: int | None = Field(None, ge=0, le=20)
     """Tell how likely each token was, and so many of the likeliest beside it. None = do not tell."""
+    telling: Literal["drawn", "all"] = "drawn"
+    """Of which tokens: of those that were drawn, or of the prompt's too."""
     stop: list[Annotated[str, StringConstraints(min_length=1, max_length=200)]] = Field(
         default_factory=list, max_length=4
     )

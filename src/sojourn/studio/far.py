@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -170,7 +171,7 @@ class FarJobs:
         self._rung = 0
 
     def enlist(self, host: str, pid: int, born: str, lanes: Sequence[str]) -> int:
-        body = {"host": host, "pid": pid, "born": born, "lanes": list(lanes)}
+        body = {"host": host, "pid": pid, "born": born, "lanes": list(lanes), "version": version("sojourn")}
         return int(self.far.ask("POST", "/api/v1/workers", body, patience_s=0.0)["id"])
 
     def claim(self, worker: int, lanes: Sequence[str], room: int = 1, batch: str | None = None) -> list[Job]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from sqlalchemy import ColumnElement, Select, delete, exists, func, select, text, update
+from sqlalchemy import ColumnElement, Select, bindparam, delete, exists, func, select, text, update
 from sqlalchemy.orm import Session
 
 from sojourn.errors import InvalidInput, NotFound
@@ -22,6 +22,8 @@ from sojourn.studio.tables import CollectionRow, EventRow, JobRow, MemberRow, Pi
 
 YOUNG_S = 3600.0
 """Bytes that no row names are left alone so long: their row may be on its way."""
+SOME = 500
+"""Ids of one statement."""
 PAGE = 100
 """Pictures of a page at most by default."""
 
@@ -173,10 +175,11 @@ class Gallery:
         gone = (PictureRow.owner == owner, PictureRow.trashed <= limit)
 
         def work(session: Session) -> int:
-            ids = "SELECT id FROM pictures WHERE owner = :owner AND trashed <= :limit"
-            words = text(f"DELETE FROM picture_words WHERE rowid IN ({ids})")
-            session.execute(words, {"owner": owner, "limit": limit})
-            return int(session.execute(delete(PictureRow).where(*gone)).rowcount)  # type: ignore[attr-defined]
+            ids = session.scalars(delete(PictureRow).where(*gone).returning(PictureRow.id)).all()
+            words = text("DELETE FROM picture_words WHERE rowid IN :ids").bindparams(bindparam("ids", expanding=True))
+            for first in range(0, len(ids), SOME):
+                session.execute(words, {"ids": ids[first : first + SOME]})
+            return len(ids)
 
         return self.store.write(work)
 

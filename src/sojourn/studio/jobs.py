@@ -48,6 +48,14 @@ Done = tuple[Job, dict[str, Any], Sequence[PictureRow]]
 """A job, what came of it, and its pictures."""
 
 
+def enter(session: Session, owner: str) -> None:
+    """Give an owner a row where there is none. A newcomer takes a turn, but not those that others had before."""
+    if session.get(OwnerRow, owner) is None:
+        least = session.scalar(select(func.min(OwnerRow.served))) or 0
+        first = text("INSERT INTO owners (name, served) VALUES (:name, :served) ON CONFLICT DO NOTHING")
+        session.execute(first, {"name": owner, "served": least})  # another may be adding it just now
+
+
 class Jobs:
     """The queue in a store. All that is here is durable when a method returns."""
 
@@ -65,11 +73,7 @@ class Jobs:
         the machine that has its files."""
 
         def work(session: Session) -> JobRow:
-            if session.get(OwnerRow, owner) is None:
-                # A newcomer takes a turn like everyone, but not those that the others had before.
-                least = session.scalar(select(func.min(OwnerRow.served))) or 0
-                first = text("INSERT INTO owners (name, served) VALUES (:name, :served) ON CONFLICT DO NOTHING")
-                session.execute(first, {"name": owner, "served": least})  # another may be adding it just now
+            enter(session, owner)
             given = {
                 "owner": owner,
                 "kind": kind,
@@ -289,7 +293,8 @@ class Jobs:
                     continue
                 ids = [put_in(session, copied(picture)) for picture in pictures]
                 row.result = {**result, "pictures": ids} if pictures else result
-                over(session, row, "done", row.result)
+                # How likely each token was is much, and only who asked for it wants it.
+                over(session, row, "done", {key: value for key, value in row.result.items() if key != "tokens"})
                 out.append(ids)
             return out
 

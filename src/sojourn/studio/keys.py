@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from sojourn.errors import InvalidInput, NotFound
 from sojourn.studio.store import Store
-from sojourn.studio.tables import CollectionRow, JobRow, KeyRow, PictureRow, RatingRow
+from sojourn.studio.tables import CollectionRow, JobRow, KeyRow, OwnerRow, PictureRow, RatingRow
 
 Scope = Literal["generate", "train", "admin", "worker"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -76,6 +76,9 @@ class Keys:
                 raise NotFound('there is no key for "{name}"', name=name[:80])
             first = text("INSERT INTO owners (name, served) VALUES (:name, 0) ON CONFLICT DO NOTHING")
             session.execute(first, {"name": name})  # whose turn it is is asked of all who wait
+            if (had := session.get(OwnerRow, OWNER)) is not None:
+                mine = update(OwnerRow).where(OwnerRow.name == name, OwnerRow.settings.is_(None))
+                session.execute(mine.values(settings=had.settings))
             names = set(session.scalars(select(CollectionRow.name).where(CollectionRow.owner == name)))
             for row in session.scalars(select(CollectionRow).where(CollectionRow.owner == OWNER)).all():
                 if row.name in names:

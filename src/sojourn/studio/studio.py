@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from sojourn import card
@@ -19,7 +19,7 @@ from sojourn.studio.asks import settled
 from sojourn.studio.bell import Bell
 from sojourn.studio.blobs import Blobs
 from sojourn.studio.gallery import Gallery
-from sojourn.studio.jobs import Jobs
+from sojourn.studio.jobs import Jobs, enter
 from sojourn.studio.keys import OWNER
 from sojourn.studio.ledger import Happened, Job
 from sojourn.studio.process import here
@@ -118,11 +118,8 @@ class Studio:
         """Keep them, in place of what there was."""
 
         def work(session: Session) -> None:
-            row = session.get(OwnerRow, owner)
-            if row is None:
-                least = session.scalar(select(func.min(OwnerRow.served))) or 0
-                session.add(row := OwnerRow(name=owner, served=least))
-            row.settings = settings
+            enter(session, owner)
+            session.execute(update(OwnerRow).where(OwnerRow.name == owner).values(settings=settings))
 
         self.store.write(work)
 

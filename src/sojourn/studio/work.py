@@ -217,8 +217,9 @@ class Work:
     def _write(self, job: Job) -> None:
         """Tell a text as it grows, but nothing that may yet turn out to be a stop; its end is in the result."""
         ask = WriteAsk.model_validate(job.request)
-        given = ask.model_dump(exclude={"prompt", "model", "seed", "stop", "logprobs"}, exclude_none=True)
-        writing = self.model(ask.model).writes(ask.prompt, seed=ask.seed, **given)
+        given = ask.model_dump(exclude={"prompt", "model", "seed", "stop", "logprobs", "telling"}, exclude_none=True)
+        model = self.model(ask.model)
+        writing = model.writes(ask.prompt, seed=ask.seed, **given)
         text, told, at, end = "", 0, 0.0, "length"
         with suppress(Fenced):
             for now in writing:
@@ -237,8 +238,8 @@ class Work:
                     told, at = sure, time.monotonic()
             result = {"text": text, "end": end, "read": now.read, "drawn": now.drawn}
             if ask.logprobs is not None:
-                likely = self.model(ask.model).likelihoods(ask.prompt, now, ask.logprobs)
-                result["tokens"] = _told(likely, now.read, len(text))
+                likely = model.likelihoods(ask.prompt, now, ask.logprobs)
+                result["tokens"] = _told(likely, now.read, len(text), ask.telling == "all")
             self.jobs.finish(job, result)
 
     # All others
@@ -371,10 +372,12 @@ def until_stop(text: str, stops: Sequence[str]) -> tuple[str, int, bool]:
     return text, sure, False
 
 
-def _told(likely: Sequence[Likelihood], read: int, size: int) -> list[dict[str, Any]]:
-    """Tokens of the prompt, `read` in number, and those that the first `size` characters after it begin in."""
-    out, count, reader = [], 0, codecs.getincrementaldecoder("utf-8")("ignore")
+def _told(likely: Sequence[Likelihood], read: int, size: int, whole: bool) -> list[dict[str, Any]]:
+    """The tokens that the first `size` characters after a prompt of `read` tokens begin in; whole: its own before."""
+    out, count, reader = [], 0, codecs.getincrementaldecoder("utf-8")("replace")
     for place, one in enumerate(likely):
+        if place < read and not whole:
+            continue
         if place >= read:
             if count >= size or not one.token:
                 break

@@ -1,11 +1,13 @@
 // The mask brush: what is painted over may change.
 import { $, call, notice, picture, t } from "/static/common.js";
 
+const SIDE = 512; // of the longer side
 const canvas = $("canvas");
 const pen = canvas.getContext("2d");
 let image = null;
 let strokes = [];
 let now = null;
+let cursor = null; // where the brush of the keys is
 
 function drawn() {
   pen.clearRect(0, 0, canvas.width, canvas.height);
@@ -13,6 +15,14 @@ function drawn() {
   pen.globalAlpha = 0.6;
   draw(pen, "#e0218a");
   pen.globalAlpha = 1;
+  if (!cursor) return;
+  for (const [colour, width] of [["#fff", 4], ["#000", 2]]) {
+    pen.strokeStyle = colour;
+    pen.lineWidth = width;
+    pen.beginPath();
+    pen.arc(...cursor, Number($("brush-size").value) / 2, 0, 7);
+    pen.stroke();
+  }
 }
 function draw(on, colour) {
   const layer = document.createElement("canvas");
@@ -45,6 +55,22 @@ canvas.addEventListener("pointermove", (event) => {
   now.points.push(place(event));
   drawn();
 });
+const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+canvas.addEventListener("keydown", (event) => {
+  const size = Number($("brush-size").value);
+  cursor ??= [canvas.width / 2, canvas.height / 2];
+  if (event.key in MOVES) {
+    const [x, y] = MOVES[event.key].map((move, i) => cursor[i] + (move * size) / 3);
+    cursor = [Math.min(Math.max(x, 0), canvas.width), Math.min(Math.max(y, 0), canvas.height)];
+  } else if (event.key === " ") strokes.push({ size, points: [cursor] });
+  else return;
+  event.preventDefault();
+  drawn();
+});
+canvas.addEventListener("blur", () => {
+  cursor = null;
+  drawn();
+});
 for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => (now = null));
 $("brush-undo").addEventListener("click", () => {
   strokes.pop();
@@ -59,17 +85,22 @@ $("brush-close").addEventListener("click", () => $("brush").close());
 /** Open the brush on a picture; send({prompt, source, mask}) when it is to be changed. */
 export function paint(row, words, send) {
   strokes = [];
+  cursor = null;
+  const scale = SIDE / Math.max(row.width, row.height);
+  canvas.width = Math.round(row.width * scale);
+  canvas.height = Math.round(row.height * scale);
   image = new Image();
   image.onload = drawn;
-  image.src = picture(row.id, 512);
+  image.src = picture(row.id, SIDE);
   $("brush-prompt").value = words;
   $("brush-go").onclick = async () => {
     if (!strokes.length) return notice(t("Paint over what may change"), true);
     const mask = document.createElement("canvas");
-    mask.width = mask.height = 512;
+    mask.width = canvas.width;
+    mask.height = canvas.height;
     const on = mask.getContext("2d");
     on.fillStyle = "#000";
-    on.fillRect(0, 0, 512, 512);
+    on.fillRect(0, 0, mask.width, mask.height);
     draw(on, "#fff");
     const form = new FormData();
     form.append("file", await new Promise((done) => mask.toBlob(done, "image/png")), "mask.png");

@@ -30,7 +30,6 @@ async function styles() {
 const choose = (select, value) => {
   if ([...select.options].some((option) => option.value === value)) select.value = value;
 };
-$("model").addEventListener("change", styles);
 
 // Settings: as they were left. A seed is of one drawing, and an address may name another model.
 
@@ -39,24 +38,33 @@ function shown() {
   const set = KEPT.filter((name) => $(name).value.trim() && !(name === "model" && $(name).value === data.default));
   $("set").textContent = set.map((name) => `--${name} ${$(name).value.trim()}`).join(" ");
 }
+let settled = false;
 async function settle() {
   const named = new URLSearchParams(location.search).get("model");
   if (named) choose($("model"), named);
-  const kept = await call("GET", "/api/v1/settings", undefined, true).catch(() => ({}));
-  if (!named) choose($("model"), kept.model);
+  const first = $("model").value;
+  const kept = await call("GET", "/api/v1/settings", undefined, true).catch(() => null);
+  if (kept?.model && !named && $("model").value === first) choose($("model"), kept.model);
   await styles();
-  choose($("style"), kept.style);
-  for (const name of KEPT.slice(2)) $(name).value ||= kept[name] ?? "";
+  choose($("style"), kept?.style);
+  for (const name of KEPT.slice(2)) $(name).value ||= kept?.[name] ?? "";
+  settled = kept !== null; // else what is there would be lost
   shown();
 }
-document.querySelector(".settings").addEventListener("change", (event) => {
+document.querySelector(".settings").addEventListener("change", async (event) => {
   if (!KEPT.includes(event.target.id)) return;
+  if (event.target.id === "model") {
+    const style = $("style").value;
+    await styles();
+    choose($("style"), style);
+  }
+  shown();
+  if (!settled) return;
   const kept = {};
   for (const name of KEPT) {
     const value = $(name).value.trim();
     if (value && $(name).validity.valid) kept[name] = $(name).type === "number" ? Number(value) : value;
   }
-  shown();
   call("PUT", "/api/v1/settings", kept).catch(() => null);
 });
 settle();

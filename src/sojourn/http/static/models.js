@@ -64,16 +64,27 @@ function fields() {
   const parts = (recipe?.stage ?? []).map((stage) => {
     const given = { ...stage.train, ...stage.model, preset: stage.preset };
     const shown = ["preset", ...PLAIN.filter((key) => key in stage.train), ...Object.keys(stage.model)];
-    const field = (key) => el("label", {}, key, el("input", { "data-key": several ? `${stage.name}.${key}` : key, value: given[key] ?? "", "data-was": given[key] ?? "" }));
+    const kind = (value) => (typeof value === "number" ? { type: "number", step: "any" } : { type: "text" });
+    const field = (key) => el("label", {}, key, el("input", { "data-key": several ? `${stage.name}.${key}` : key, value: given[key] ?? "", "data-was": given[key] ?? "", ...kind(given[key]) }));
     return el("fieldset", { class: "fields wide" }, el("legend", {}, several ? `${stage.name} · ${stage.family}` : stage.family), ...shown.map(field));
   });
   $("recipe-fields").replaceChildren(...parts);
 }
 $("recipe-name").addEventListener("change", fields);
+$("train-set").addEventListener("change", async () => {
+  const name = $("train-set").value;
+  const set = name && (await call("GET", `/api/v1/sets/${name}`, undefined, true).catch(() => null));
+  if (name !== $("train-set").value) return;
+  const labels = (set?.labels ?? []).map((column) => `${column.name} (${column.values.length.toLocaleString()})`);
+  const licences = [...new Set((set?.sources ?? []).map((source) => source.licence))];
+  const shape = set?.shape.length ? set.shape.join(" × ") : t("texts");
+  $("set-about").textContent = set ? [`${set.count.toLocaleString()}`, shape, ...labels, ...licences].join(" · ") : "";
+});
 $("train").addEventListener("submit", async (event) => {
   event.preventDefault();
   const name = $("recipe-name").value;
   const overrides = [...$("recipe-fields").querySelectorAll("input")].filter((field) => field.value !== field.dataset.was).map((field) => `${field.dataset.key}=${field.value}`);
+  overrides.push(...$("recipe-more").value.split("\n").map((line) => line.trim()).filter(Boolean));
   if ($("train-set").value) overrides.push(`data=${$("train-set").value}`);
   const job = await call("POST", "/api/v1/jobs", { kind: "train", request: { recipe: name, overrides, to: $("train-to").value } }).catch(() => null);
   if (job) show(job);
@@ -124,10 +135,13 @@ function show(job) {
   curve.style.display = "none";
   const which = el("small", { class: "hint" });
   const sheets = el("div", { class: "sheets" });
+  const when = el("input", { type: "range", min: "0", value: "0", "aria-label": t("Sheet after so many samples") });
+  when.hidden = true;
+  when.addEventListener("input", () => sheet(held));
   const [table, report] = [el("div", { class: "scroll" }), el("p", { class: "hint" })];
   const what = title(job);
-  const held = { job, state, far, bar, stop, resume, curve, which, sheets, table, report, points: [] };
-  held.card = el("article", { class: "job", "data-job": job.id }, el("div", { class: "head" }, el("span", { class: "said" }, what), state, far, bar, stop, resume), curve, which, sheets, table, report);
+  const held = { job, state, far, bar, stop, resume, curve, which, sheets, when, drawn: [], table, report, points: [] };
+  held.card = el("article", { class: "job", "data-job": job.id }, el("div", { class: "head" }, el("span", { class: "said" }, what), state, far, bar, stop, resume), curve, which, sheets, when, table, report);
   runs.set(job.id, held);
   update(held, job.state, job.error);
   $("trainings").prepend(held.card);
@@ -158,7 +172,12 @@ function heard(kind, event) {
   } else if (kind === "metric") draw(held, event);
   else if (kind === "artifact" && event.sha256 && held.job.kind === "evaluate") scores(held, event);
   else if (kind === "sheet" && event.sha256) {
-    held.sheets.replaceChildren(el("img", { src: `/api/v1/jobs/${event.job}/artifacts/${event.sha256}`, alt: `${t("Samples of")} ${title(held.job)}` }));
+    const newest = Number(held.when.value) >= held.drawn.length - 1;
+    held.drawn.push(event);
+    held.when.max = held.drawn.length - 1;
+    held.when.hidden = held.drawn.length < 2;
+    if (newest) held.when.value = held.drawn.length - 1;
+    sheet(held);
   } else if (["done", "failed", "cancelled", "queued", "again"].includes(kind)) {
     update(held, kind === "again" ? "queued" : kind, event);
     if (kind === "done") {
@@ -166,6 +185,18 @@ function heard(kind, event) {
       choices();
     }
   }
+}
+/** The sheet that is chosen, the newest unless somebody went back. */
+async function sheet(held) {
+  const event = held.drawn[Number(held.when.value)];
+  const seen = event.seen ? event.seen.toLocaleString() : "";
+  const address = `/api/v1/jobs/${held.job.id}/artifacts/${event.sha256}`;
+  held.when.setAttribute("aria-valuetext", seen);
+  if (event.suffix !== ".txt") {
+    return held.sheets.replaceChildren(el("img", { src: address, alt: `${t("Samples of")} ${title(held.job)} ${seen}`, title: seen }));
+  }
+  const text = await call("GET", address, undefined, true).then((blob) => blob.text(), () => "");
+  held.sheets.replaceChildren(el("pre", { title: seen }, text));
 }
 function draw(held, event) {
   const name = Object.keys(event.values).find((key) => key.startsWith("held_out")) ?? Object.keys(event.values).find((key) => key.startsWith("loss")) ?? Object.keys(event.values)[0];
