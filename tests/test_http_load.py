@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import requests
-from served import LONG, Served, noise, p99, picture
+from served import CODE, LONG, Served, noise, p99, picture
 
 from sojourn.http import server as ending
 from sojourn.studio import process, runner
@@ -294,6 +294,26 @@ def test_fuzz_by_the_document(serve: Callable[..., Served], tmp_path: Path) -> N
     assert "generated" in said
     wrong = fuzz(server, tmp_path, "--phases", phases, "--include-path-regex", WAITING, "--mode", "negative")
     print("T13, wrong requests for pictures and text:", wrong)
+
+
+def test_fuzz_of_pictures_and_texts(
+    home: Path, packages_folder: Path, tmp_path: Path, serve: Callable[..., Served]
+) -> None:  # fmt: skip
+    """T13, where workers answer: what is right is done, and its answers are as the document says."""
+    for name in ("flow", "lm"):
+        shutil.copytree(packages_folder / name, home / "models" / name)
+    server = serve("-c", CODE.replace("works=False", "works=True"), json.dumps({"per_minute": 10**9}))
+    deadline = time.monotonic() + 120
+    while requests.get(f"{server.url}/ready", timeout=30).status_code != 200:
+        assert time.monotonic() < deadline, server.said()
+        time.sleep(0.2)
+    count = 300 if LONG else 5
+    said = fuzz(server, tmp_path, "--phases", "coverage,fuzzing", "--include-path-regex", WAITING, "--mode", "positive",
+                "--max-examples", str(count))  # fmt: skip
+    print("T13, pictures and texts:", said)
+    with Studio() as studio:
+        states = {job.state for job in studio.jobs.page(limit=500)}
+    assert "done" in states, "not all of it was refused"
 
 
 def test_two_hosts(serve: Callable[..., Served]) -> None:

@@ -7,6 +7,7 @@ import io
 import math
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -652,6 +653,22 @@ def test_penalties_reach_the_walk(client: openai.OpenAI) -> None:
     kinds = [len(set(text)) / len(text) for text in texts]
     assert kinds[0] <= kinds[1] <= kinds[2]
     assert kinds[0] < kinds[2]
+
+
+def test_the_best_of_several_texts_is_told(client: openai.OpenAI) -> None:
+    given: dict[str, Any] = {"model": "lm", "prompt": LINE, "max_tokens": 8, "temperature": 1.5, "logprobs": 0}
+
+    def each(choice: Any) -> float:
+        return statistics.mean(choice.logprobs.token_logprobs)
+
+    plain = [client.completions.create(**given, seed=seed).choices[0] for seed in range(6)]
+    best = [client.completions.create(**given, seed=seed, best_of=8).choices[0] for seed in range(6)]
+    assert statistics.mean(map(each, best)) > statistics.mean(map(each, plain))
+    assert all(choice.text for choice in best)
+    for wrong in ({"n": 3, "best_of": 2}, {"best_of": 2, "stream": True}, {"suffix": "."}):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.completions.create(**given, **wrong)  # type: ignore[call-overload]
+        assert caught.value.param == ("suffix" if "suffix" in wrong else "best_of")
 
 
 def test_wrong_texts_are_refused(client: openai.OpenAI) -> None:

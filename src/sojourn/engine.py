@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import secrets
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -266,7 +267,10 @@ class Model:
             if cond.tokens is not None and cond.token_mask is not None:
                 given = cond.tokens[0][cond.token_mask[0]]
             opening = len(str(self.package.codec.unpack(given[None])[0]))
-            for state in self.family.sample(cond, Noise(request.seeds), settings):
+            states = self.family.sample(cond, Noise(request.seeds), settings)
+            if (settings.best_of or 1) > 1:  # which one it will be is known at the end
+                states = iter(deque(states, maxlen=1))
+            for state in states:
                 row = state.x0[0]
                 now = str(self.package.codec.unpack(state.x0)[0]).rstrip("\ufffd")
                 text = now if now.startswith(text) else text

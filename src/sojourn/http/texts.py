@@ -102,6 +102,10 @@ class CompletionAsk(TextAsk):
     """One text or several."""
     echo: bool | None = False
     """The prompt before what follows it."""
+    best_of: int | None = Field(None, ge=1, le=20)
+    """Texts that are drawn for the n that are told: of as many for each, the likeliest per token. At least n."""
+    suffix: str | None = Field(None, max_length=0)
+    """What should follow the text: no package can."""
     logprobs: int | None = Field(None, ge=0, le=5)
     """Tell how likely each token was, and so many of the likeliest beside it."""
 
@@ -192,6 +196,10 @@ class ChatOut(BaseModel):
 @router.post("/completions", responses=statuses(404, 415), response_model=CompletionOut)
 async def complete(ask: CompletionAsk, request: Request) -> Any:
     """Text that goes on from a prompt; with `stream` in chunks of whole characters."""
+    if ask.best_of is not None and ask.best_of < (ask.n or 1):
+        raise Refusal(400, "best_of is {found}, less than n, which is {n}", param="best_of", found=ask.best_of, n=ask.n)
+    if ask.stream and (ask.best_of or 1) > (ask.n or 1):
+        raise Refusal(400, "what is best is known at the end: no stream with best_of", param="best_of")
     jobs = await _asked(request, ask, ask.prompt, "prompt")
     openings = [text if ask.echo else "" for text in ask.prompt for _ in range(ask.n or 1)]
     if ask.stream:
@@ -254,6 +262,8 @@ async def _asked(request: Request, ask: CompletionAsk | ChatAsk, prompts: Sequen
     more = ask.model_dump(include=PASSED, exclude_none=True)
     if ask.top_p is not None:
         more["top_p"] = max(ask.top_p, LEAST_P)
+    if isinstance(ask, CompletionAsk) and ask.best_of is not None:
+        more["best_of"] = ask.best_of // (ask.n or 1)
     if ask.logprobs is not None and ask.logprobs is not False:
         more["logprobs"] = (ask.top_logprobs or 0) if isinstance(ask, ChatAsk) else ask.logprobs
         more["telling"] = "all" if isinstance(ask, CompletionAsk) and ask.echo else "drawn"

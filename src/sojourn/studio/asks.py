@@ -93,6 +93,8 @@ class WriteAsk(Ask):
     """Taken off the logit of a token once it was drawn."""
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     """Taken off the logit of a token for each time it was drawn."""
+    best_of: int | None = Field(None, ge=1, le=20)
+    """Texts that are drawn; the likeliest per token is told."""
     logprobs: int | None = Field(None, ge=0, le=20)
     """Tell how likely each token was, and so many of the likeliest beside it. None = do not tell."""
     telling: Literal["drawn", "all"] = "drawn"
