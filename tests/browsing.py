@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from sojourn.picture import png
+from sojourn.studio import towers
 from sojourn.studio.blobs import Blobs
 from sojourn.studio.gallery import Gallery
 from sojourn.studio.store import Store
@@ -74,7 +75,7 @@ def kept(served: Served, words: str, count: int = 1) -> list[int]:
         )
         for i in range(count)
     ]  # fmt: skip
-    gallery.place({id: np.eye(8)[0] for id in ids})
+    gallery.place(getattr(towers.tower(), "mark", ""), {id: np.eye(8)[0] for id in ids})
     store.close()
     return ids
 

@@ -741,32 +741,47 @@ def test_a_database_that_goes_away_loses_nothing_that_was_acknowledged(postgres:
 
 
 def test_pictures_are_looked_at_when_nothing_else_is_to_be_done(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tower places what the gallery has, also what cannot be read any more."""
+    """By what their words mean, in both languages, and their colours; by a tower of pictures once there is one."""
+    from sojourn.studio import towers
     from sojourn.studio.tables import PictureRow
     from sojourn.studio.work import Work
 
+    drawn = {"a dog": "brown", "小狗": "red", "a puppy": "brown", "a bus": "brown", "公共汽车": "red", "gone": ""}
     with Studio() as studio:
         work = Work(studio.jobs, studio.blobs)
         assert not work.look(), "nothing to look at"
-        rng = np.random.default_rng(0)
-        ids = []
-        for sha in [studio.blobs.put(png(Image.fromarray(rng.integers(0, 255, (8, 8), np.uint8)), None)), "0" * 64]:
+        ids = {}
+        for words, colour in drawn.items():
+            picture = Image.new("RGB", (16, 16), "white")
+            if colour:
+                picture.paste(colour, (4, 4, 12, 12))
+            sha = studio.blobs.put(png(picture, None)) if colour else "0" * 64
             row = PictureRow(
-                owner="local", sha256=sha, width=8, height=8, words="x", model="flow", seed=0, recipe={}, created=0.0
+                owner="local", sha256=sha, width=16, height=16, words=words, model="x", seed=0, recipe={}, created=0.0
             )
-            ids.append(studio.gallery.add(row))
-        assert not work.look(), "no tower"
+            ids[words] = studio.gallery.add(row)
+
+        def alike(words: str) -> list[str]:
+            row = studio.gallery.get(ids[words], "local")
+            vector = np.frombuffer(row.vector or b"", np.float16).astype(np.float32)
+            return [near.words for near, _ in studio.gallery.alike("local", row.tower, vector)]
+
+        assert work.look()
+        assert not work.look()
+        assert alike("a dog")[:3] == ["a dog", "a puppy", "小狗"]
+        assert alike("公共汽车")[:2] == ["公共汽车", "a bus"]
+        assert "gone" not in alike("a dog")
 
         class Tower:
             package = work.model("flow").package
+            card = package.card
             family: Any = type(
                 "Family", (), {"can": {"embed"}, "embed_pictures": staticmethod(lambda x: x.flatten(1)[:, :16])}
             )
 
+        monkeypatch.setattr(towers, "tower", lambda: towers.Tower("eye", "eye-1"))
         monkeypatch.setattr(work, "model", lambda name: Tower)
-        assert work.look()
+        assert work.look(), "another tower looks at all of them anew"
         assert not work.look()
-        near = studio.gallery.alike(
-            "local", np.frombuffer(studio.gallery.get(ids[0], "local").vector or b"", np.float16)
-        )
-        assert [row.id for row, _ in near] == [ids[0]]
+        assert studio.gallery.get(ids["a dog"], "local").tower == "eye-1"
+        assert set(alike("小狗")) == drawn.keys() - {"gone"}

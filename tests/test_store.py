@@ -188,7 +188,7 @@ def test_a_newer_database_is_refused(file: Path) -> None:
 NEXT = """
 import sqlalchemy as sa
 from alembic import op
-revision, down_revision = "0005", "0004"
+revision, down_revision = "0006", "0005"
 
 def upgrade():
     op.create_table("more", sa.Column("id", sa.Integer, primary_key=True))
@@ -205,7 +205,7 @@ def test_a_database_is_lifted_whole_with_a_copy_beside_it(
     place = tmp_path / "migrations"
     shutil.copytree(stores.MIGRATIONS, place)
     monkeypatch.setattr(stores, "MIGRATIONS", place)
-    step = place / "versions" / "0005_next.py"
+    step = place / "versions" / "0006_next.py"
     step.write_text("FAIL = True" + NEXT)
     with pytest.raises(RuntimeError, match="half way"):
         Store(f"sqlite:///{file}")
@@ -215,11 +215,11 @@ def test_a_database_is_lifted_whole_with_a_copy_beside_it(
             version = raw.execute("SELECT version_num FROM alembic_version").fetchone()[0]
             return version, raw.execute("SELECT owner FROM jobs").fetchone()[0]
 
-    assert owner(file) == ("0004", "ann"), "as it was"
+    assert owner(file) == ("0005", "ann"), "as it was"
     step.write_text("FAIL = False" + NEXT)
     Store(f"sqlite:///{file}").close()
-    assert owner(file) == ("0005", "lifted")
-    assert owner(file.with_name("studio.sqlite.0004")) == ("0004", "ann")
+    assert owner(file) == ("0006", "lifted")
+    assert owner(file.with_name("studio.sqlite.0005")) == ("0005", "ann")
 
 
 @contextmanager
@@ -410,16 +410,18 @@ def test_likeness(gallery: Gallery) -> None:
     rng = np.random.default_rng(0)
     vectors = {gallery.add(row()): rng.normal(size=32) for _ in range(20)}
     theirs = gallery.add(row(owner="bob"))
-    assert len(gallery.unseen()) == 21
-    gallery.place({**vectors, theirs: np.ones(32)})
-    assert gallery.unseen() == []
+    assert len(gallery.unseen("one")) == 21
+    gallery.place("one", {**vectors, theirs: np.ones(32)})
+    assert gallery.unseen("one") == []
+    assert len(gallery.unseen("another")) == 21
     some = list(vectors)[7]
-    near = gallery.alike("ann", 5 * vectors[some], limit=3)
+    near = gallery.alike("ann", "one", 5 * vectors[some], limit=3)
     assert near[0][0].id == some
     assert near[0][1] == pytest.approx(1.0, abs=2e-3)
     want = sorted(vectors, key=lambda i: -float(vectors[i] @ vectors[some] / np.linalg.norm(vectors[i])))[:3]
     assert [r.id for r, _ in near] == want
-    assert gallery.alike("ann", np.ones(16)) == [], "of another tower"
+    assert gallery.alike("ann", "another", vectors[some]) == [], "of another tower"
+    assert gallery.alike("ann", "one", np.ones(16)) == [], "of another length"
 
 
 def test_a_crash_leaves_no_orphans(store: Store, gallery: Gallery, bell: Bell) -> None:

@@ -181,12 +181,15 @@ def signed(
 
 @router.get("/api/v1/pictures/{id}/alike", responses=statuses(404))
 def alike(id: Id, request: Request, limit: Limit = 24) -> list[Near]:
-    """Your pictures that are most like one of them."""
+    """Your pictures that are most like one of them.
+
+    None where no worker has looked at it yet: they do when there is nothing else to be done.
+    """
     gallery = site(request).studio.gallery
     row = gallery.get(id, owner(request))
     if row.vector is None:
         return []
-    found = gallery.alike(row.owner, np.frombuffer(row.vector, np.float16).astype(np.float32), limit)
+    found = gallery.alike(row.owner, row.tower, np.frombuffer(row.vector, np.float16).astype(np.float32), limit)
     return [Near(picture=_picture(other), score=score) for other, score in found]
 
 

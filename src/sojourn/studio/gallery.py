@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from sqlalchemy import ColumnElement, Select, bindparam, delete, exists, func, select, text, update
+from sqlalchemy import ColumnElement, Select, bindparam, delete, exists, func, or_, select, text, update
 from sqlalchemy.orm import Session
 
 from sojourn.errors import InvalidInput, NotFound
@@ -22,6 +22,8 @@ from sojourn.studio.tables import CollectionRow, EventRow, JobRow, MemberRow, Pi
 
 YOUNG_S = 3600.0
 """Bytes that no row names are left alone so long: their row may be on its way."""
+REACH = 200_000
+"""Pictures that a search for what is alike looks at."""
 SOME = 500
 """Ids of one statement."""
 PAGE = 100
@@ -126,28 +128,31 @@ class Gallery:
 
     # Likeness
 
-    def unseen(self, limit: int = 64) -> list[PictureRow]:
-        """Pictures that the tower has not looked at."""
-        query = select(PictureRow).where(PictureRow.vector.is_(None), PictureRow.trashed.is_(None)).limit(limit)
+    def unseen(self, tower: str, limit: int = 64) -> list[PictureRow]:
+        """Pictures that this tower has not looked at."""
+        others = or_(PictureRow.tower < tower, PictureRow.tower > tower)  # by the index
+        query = select(PictureRow).where(others, PictureRow.trashed.is_(None)).limit(limit)
         return list(self.store.read(lambda session: session.scalars(query).all()))
 
-    def place(self, vectors: dict[int, np.ndarray]) -> None:
-        """Where the tower puts pictures: id -> a vector of any length, kept as a unit vector."""
+    def place(self, tower: str, vectors: dict[int, np.ndarray]) -> None:
+        """Where a tower puts pictures: id -> a vector of any length, kept as a unit vector."""
 
         def work(session: Session) -> None:
             for id, vector in vectors.items():
                 unit = vector / max(float(np.linalg.norm(vector)), 1e-12)
-                row = update(PictureRow).where(PictureRow.id == id).values(vector=unit.astype(np.float16).tobytes())
-                session.execute(row)
+                row = update(PictureRow).where(PictureRow.id == id)
+                session.execute(row.values(vector=unit.astype(np.float16).tobytes(), tower=tower))
 
         self.store.write(work)
 
-    def alike(self, owner: str, vector: np.ndarray, limit: int = PAGE) -> list[tuple[PictureRow, float]]:
-        """The owner's pictures nearest to a vector, with the cosine."""
+    def alike(
+        self, owner: str, tower: str, vector: np.ndarray, limit: int = PAGE
+    ) -> list[tuple[PictureRow, float]]:  # fmt: skip
+        """Of the owner's newest pictures those nearest to a vector of a tower, with the cosine."""
         query = select(PictureRow.id, PictureRow.vector).where(
-            PictureRow.owner == owner, PictureRow.vector.is_not(None), PictureRow.trashed.is_(None),
+            PictureRow.owner == owner, PictureRow.tower == tower, PictureRow.trashed.is_(None),
             PictureRow.hidden.is_(False), func.length(PictureRow.vector) == 2 * len(vector),
-        )  # fmt: skip
+        ).order_by(PictureRow.id.desc()).limit(REACH)  # fmt: skip
         found = self.store.read(lambda session: session.execute(query).all())
         if not found:
             return []

@@ -136,7 +136,9 @@ class PictureRow(Base):
     hidden: Mapped[bool] = mapped_column(Boolean, default=False)
     trashed: Mapped[float | None] = mapped_column(Float, default=None)
     vector: Mapped[bytes | None] = mapped_column(LargeBinary, default=None)
-    """Where the tower puts it: float16 of unit length. None = not looked at yet."""
+    """Where a tower puts it: float16 of unit length. None = not looked at yet."""
+    tower: Mapped[str] = mapped_column(String(32), default="", server_default="")
+    """The mark of that tower: places of two are not to be compared."""
     created: Mapped[float] = mapped_column(Float)
 
     __table_args__ = (
@@ -151,7 +153,7 @@ class PictureRow(Base):
               postgresql_where=text("hidden IS true")),
         Index("pictures_model", "owner", "model", "id"),
         Index("pictures_style", "owner", "style", "id"),
-        Index("pictures_unseen", "id", sqlite_where=text("vector IS NULL"), postgresql_where=text("vector IS NULL")),
+        Index("pictures_tower", "tower", "id"),
         NUMBERED,
     )  # fmt: skip
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from sojourn import card, config, engine
 from sojourn import package as packages
@@ -26,6 +25,7 @@ from sojourn.engine import Frame, Likelihood, Model
 from sojourn.errors import NotFound, SojournError
 from sojourn.picture import Picture, png
 from sojourn.schema import Artifact, Done, Event, Log, Measured, Preview, Progress
+from sojourn.studio import towers
 from sojourn.studio.asks import EditAsk, EvaluateAsk, GenerateAsk, PrepareAsk, TrainAsk, WriteAsk
 from sojourn.studio.blobs import Blobs
 from sojourn.studio.gallery import Gallery
@@ -37,8 +37,6 @@ from sojourn.wishes import Request, conditions
 
 HOT = 3
 """Packages kept in memory."""
-TOWER = "contrastive"
-"""The package that says which pictures of the gallery are alike, where there is one of this name."""
 LOOKS = 32
 """Pictures it looks at in one go."""
 PROGRESS_S = 0.5
@@ -92,21 +90,16 @@ class Work:
 
     def look(self) -> bool:
         """Have the tower look at some pictures of the gallery that it has not seen; whether there were any."""
-        gallery = Gallery(self.jobs.store, self.blobs)
-        rows = gallery.unseen(LOOKS)
-        try:
-            tower = self.model(TOWER) if rows else None
-        except SojournError:
+        gallery, found = Gallery(self.jobs.store, self.blobs), towers.tower()
+        rows = gallery.unseen(found.mark, LOOKS) if found else []
+        if found is None or not rows:
             return False
-        if tower is None or tower.package.codec.id != "image" or "embed" not in tower.family.can:
-            return False
-        codec, places = tower.package.codec, {}
+        model, places = self.model(found.name), {}
         for row in rows:
             places[row.id] = np.zeros(1, np.float32)  # bytes that are gone are not looked for again
-            with suppress(SojournError), torch.no_grad():
-                raw = torch.from_numpy(codec.pack(load_picture(self.blobs.get(row.sha256))))
-                places[row.id] = tower.family.embed_pictures(codec.encode(raw[None]))[0].numpy()
-        gallery.place(places)
+            with suppress(SojournError):
+                places[row.id] = towers.place(model, self.blobs.get(row.sha256), row.words)
+        gallery.place(found.mark, places)
         return True
 
     # Drawing
