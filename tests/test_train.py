@@ -560,6 +560,12 @@ def test_a_flow_keeps_its_last_snapshot_and_a_vae_its_best(
     stage = tmp_path / "model"
     first = (stage / "best" / "weights.safetensors").is_file()
     assert first == (name == "vae")
+    card = json.loads((stage / "package" / "card.json").read_text())
+    then = 128 if name == "vae" else 512
+    assert card["seen"] == then, "the card is of the weights"
+    assert [metric["value"] for metric in card["metrics"]] == [0.0 if name == "vae" else 3.0]
+    sheet = (stage / "package" / "sheet.png").read_bytes()
+    assert sheet == (stage / "sheets" / f"{then:012d}.png").read_bytes()
     weights = load_file(stage / "package" / "weights.safetensors")
     ema, *_ = sorted((stage / "state").iterdir(), reverse=True)
     state = {k: v for path in ema.glob("*.safetensors") for k, v in load_file(path).items() if k.startswith("ema/")}

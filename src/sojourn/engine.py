@@ -134,8 +134,7 @@ class Model:
         asked = grammar.parse(prompt, allow_empty=True) if isinstance(prompt, str) else prompt
         asked = grammar.merge(asked, **more)
         grammar.require(asked, self.can, self.card.name)
-        if "sample" not in self.family.can or self.family.spec.kind == "text":
-            raise Unsupported('"{name}" does not draw pictures; it can {can}', name=self.card.name, can=self._abilities)
+        self._check_draws()
         seed = secrets.randbelow(SEEDS) if asked.seed is None else asked.seed
         count = asked.n or 4
         rows = []
@@ -144,6 +143,10 @@ class Model:
         options = {name: value for name in ("steps", "guidance") if (value := getattr(asked, name)) is not None}
         judge = packages.load(packages.find(asked.judge)) if asked.judge else None
         return Request(rows, [seed + i for i in range(count)], options, judge=judge, **extra)
+
+    def _check_draws(self) -> None:
+        if "sample" not in self.family.can or self.family.spec.kind == "text":
+            raise Unsupported('"{name}" does not draw pictures; it can {can}', name=self.card.name, can=self._abilities)
 
     @property
     def _abilities(self) -> str:
@@ -233,6 +236,7 @@ class Model:
         Parameters of the prompts are not read. The last walk is filled up with its own first row, so that every
         picture is drawn in the same geometry. `start` is a multiple of `batch`.
         """
+        self._check_draws()
         for first in range(start, len(prompts), batch):
             chunk = list(prompts[first : first + batch])
             seeds = [seed + first + i for i in range(len(chunk))]

@@ -58,12 +58,12 @@ def evaluate(
     Writes report.html and report.json. Scores carry the name of the features they are of: those of different
     features are never to be compared.
     """
-    from sojourn.measure import report
     from sojourn.measure.bench import Bench, Findings
     from sojourn.measure.compare import compare
     from sojourn.measure.evaluate import evaluate
     from sojourn.measure.features import load_features
     from sojourn.measure.judged import appoint
+    from sojourn.measure.texts import evaluate_texts
 
     found: list[Any] = []
 
@@ -88,6 +88,12 @@ def evaluate(
         from sojourn.train.build import find_set
 
         data = PackedSet(find_set(name))
+        if data.info.kind == "text":
+            models = [load(target) for target in targets]
+            _ready(out)
+            follow(kept(evaluate_texts(models, data, count)), as_json=False)
+            _tell(found, out, f"{', '.join(targets)} / {name}", as_json)
+            return
         bench = Bench(data, load_features(features), None, count, seed)
         left_out = appoint(bench, judge)
         if isinstance(left_out, DataError):
@@ -98,6 +104,13 @@ def evaluate(
         _ready(out)
         follow(kept(evaluate(models, bench, steps, classifier)), as_json=False)
         title = f"{', '.join(targets)} / {name}"
+    _tell(found, out, title, as_json)
+
+
+def _tell(found: list[Any], out: Path, title: str, as_json: bool) -> None:
+    """Write the report, and show it as a table or as JSON."""
+    from sojourn.measure import report
+
     path = report.write(found, out, title)
     if as_json:
         print(json.dumps(report.as_json(found), ensure_ascii=False))

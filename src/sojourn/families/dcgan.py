@@ -87,6 +87,9 @@ class DCGANOptions(GANOptions):
 
 TINY: dict[str, Any] = {"z_dim": 32, "width": 32, "max_width": 128, "g_norm": "layer"}
 SNGAN: dict[str, Any] = {"net": "resnet", "loss": "hinge", "spectral": True, "penalty": 0.0, "n_critic": 2}
+SURE = 0.1
+"""Share of real pictures below which, and above 1 minus which, the logit of a least-squares discriminator goes straight
+on."""
 HARSH = 1.0
 """How much more the generator listens to the harsher of its discriminators. 0 = to all alike."""
 
@@ -96,6 +99,7 @@ HARSH = 1.0
     "dcgan",
     presets={
         "tiny": TINY,
+        "32": {"width": 64, "max_width": 256, "penalty": 0.005},
         "64": {"width": 32, "max_width": 256, "penalty": 0.02},
         "128": {"width": 32, "max_width": 512, "penalty": 0.1},
     },
@@ -107,6 +111,7 @@ HARSH = 1.0
     "lsgan",
     presets={
         "tiny": {**TINY, "loss": "ls"},
+        "32": {"width": 64, "max_width": 256, "loss": "ls", "penalty": 0.005},
         "64": {"width": 32, "max_width": 256, "loss": "ls", "penalty": 0.02},
         "128": {"width": 32, "max_width": 512, "loss": "ls", "penalty": 0.1},
     },
@@ -118,6 +123,7 @@ HARSH = 1.0
     "wgan-gp",
     presets={
         "tiny": {**TINY, "loss": "wgan", "penalty": 10.0, "n_critic": 2},
+        "32": {"width": 64, "max_width": 256, "loss": "wgan", "penalty": 10.0, "n_critic": 5},
         "64": {"width": 32, "max_width": 256, "loss": "wgan", "penalty": 10.0, "n_critic": 5},
         "128": {"width": 32, "max_width": 512, "loss": "wgan", "penalty": 10.0, "n_critic": 5},
     },
@@ -140,6 +146,7 @@ HARSH = 1.0
     "multi-gan",
     presets={
         "tiny": {**TINY, "discriminators": 2, "generators": 3},
+        "32": {"width": 64, "max_width": 256, "penalty": 0.005, "discriminators": 2, "generators": 4},
         "64": {"width": 32, "max_width": 256, "penalty": 0.02, "discriminators": 2, "generators": 4},
         "128": {"width": 32, "max_width": 384, "penalty": 0.1, "discriminators": 2, "generators": 4},
     },
@@ -169,6 +176,10 @@ class DCGAN(GAN):
             raise ConfigError("{count} generators want net dcgan; set net, or generators to 1", count=config.generators)
         if config.conditioning == "auxiliary" and not spec.labels:
             raise ConfigError('conditioning "auxiliary" needs classes, and the set has none; use projection')
+        if config.conditioning == "auxiliary" and max(count for _, count in spec.labels) < 2:
+            raise ConfigError(
+                'conditioning "auxiliary" needs two classes at least, and the set has one; use projection'
+            )
         c = config
         self.G: Generator | ResGenerator
         if c.net == "resnet":
@@ -269,8 +280,12 @@ class DCGAN(GAN):
 
     def verdict(self, x: Tensor, cond: Cond) -> Tensor:
         score = torch.stack([critic(x, cond) for critic in self.critics]).mean(dim=0)
+        if self.config.loss != "ls":
+            return score
         # The best least-squares discriminator says the share of real pictures, and not its logit (Mao 2017, eq. 5).
-        return torch.logit(score, eps=0.01) if self.config.loss == "ls" else score
+        # Where it says more or less than a share can be, the logit goes straight on: flat, it would lead nowhere.
+        share = score.clamp(SURE, 1 - SURE)
+        return torch.logit(share) + (score - share) / (SURE * (1 - SURE))
 
     def after(self, phase: str, stats: Mapping[str, Tensor]) -> None:
         super().after(phase, stats)
@@ -281,7 +296,9 @@ class DCGAN(GAN):
         """One Step from z; with guides, a walk in z whose Steps show every decoded place."""
         assert isinstance(options, DCGANOptions)
         z = noise.draw("z", (self.config.z_dim,)).to(self.device)
-        which = noise.draw("generator", (self.config.generators,)).argmax(dim=1).to(z.device) if self.several else None
+        which = None
+        if self.several:  # of the seed alone: between two seeds there is no generator
+            which = Noise(noise.seeds).draw("generator", (self.config.generators,)).argmax(dim=1).to(z.device)
         decode = self._decoder(cond, options.truncation, which)
         yield from self.walked(decode, z, cond, guides, noise, options)
 

@@ -46,6 +46,7 @@ class GAN(Family):
 
     averaged: ClassVar[tuple[str, ...]] = ("G",)
     score: ClassVar[str] = "held_out/swd"
+    keeps: ClassVar[Literal["best", "last"]] = "last"
     guides: ClassVar[frozenset[str]] = frozenset({"energy"})
 
     config: GANConfig

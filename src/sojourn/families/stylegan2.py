@@ -199,11 +199,17 @@ class StyleGAN2(GAN):
         yield from self.walked(decode, z, cond, guides, noise, options)
 
     def verdict(self, x: Tensor, cond: Cond) -> Tensor:
-        """Each picture by itself: the discriminator compares those of a batch."""
-        rows = [
-            super(StyleGAN2, self).verdict(x[i : i + 1], cond[i : i + 1] if cond.rows else cond) for i in range(len(x))
-        ]
-        return torch.cat(rows)
+        """Each picture among three that are always the same: the discriminator compares those of a group."""
+        rows = len(x)
+        noise = Noise([seed for seed in range(nets.GROUP - 1) for _ in range(rows)])
+        asked = cond.repeat(nets.GROUP) if cond.rows else cond
+        with torch.no_grad():
+            styles = self.G.styles(noise.draw("z", (self.config.z_dim,)).to(x), asked[rows:] if cond.rows else cond)
+            shapes = self.G.synthesis.shapes
+            eps = [noise.draw(f"noise/{i}", shape).to(x) for i, shape in enumerate(shapes)]
+            company = self.G.synthesis(styles, eps)
+        # row i of a group is at i + k * rows, as `minibatch_stddev` takes them
+        return super().verdict(torch.cat([x, company]), asked)[:rows]
 
     def _step(self, options: StyleGAN2Options) -> Tensor | float:
         """What `direction` and `move` add to every w, (w_dim,)."""

@@ -5,7 +5,7 @@ Source: Larsen et al. 2016, Autoencoding beyond Pixels using a Learned Similarit
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -47,6 +47,7 @@ class VAEGAN(Autoencoder):
 
     averaged: ClassVar[tuple[str, ...]] = ("enc", "dec")
     score: ClassVar[str] = "held_out/swd"
+    keeps: ClassVar[Literal["best", "last"]] = "last"
 
     config: Config
 

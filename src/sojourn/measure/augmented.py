@@ -5,6 +5,7 @@ Source: Ravuri & Vinyals 2019, Classification Accuracy Score for Conditional Gen
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from sojourn.measure import scores
 from sojourn.measure.bench import Bench, Findings
 from sojourn.schema import Event, Log, Part, Progress, Prompt
 from sojourn.train.build import run_recipe
+from sojourn.train.feed import LEAST
 
 ROUNDS = 3
 """Classifiers of each kind, with seeds of their own; what is told is their mean."""
@@ -47,10 +49,11 @@ def chosen(model: Model, bench: Bench) -> tuple[str, list[int], list[int]]:
     taught = {data.labels[i, at] for i in train}
     first = [i for i in rows if data.rows[i].get("hex", data.rows[i]["group"]) == data.rows[i]["group"]]
     held = [i for i in first if data.split[i] != 0 and data.labels[i, at] in taught]
-    if len(held) < 2 or len(taught) < 2:
+    if len(held) < 2 or len(taught) < 2 or len(train) < LEAST:
         raise InvalidInput(
-            'a classifier needs two classes and held-out pictures; "{set}" has {classes} and {held}',
-            set=data.info.name, classes=len(taught), held=len(held),
+            'a classifier needs two classes, {least} pictures to learn from and two held out; "{set}" has {classes}, '
+            "{train} and {held}",
+            set=data.info.name, classes=len(taught), held=len(held), train=len(train), least=LEAST,
         )  # fmt: skip
     return column, train, held
 
@@ -101,9 +104,11 @@ def classified(model: Model, bench: Bench, seen: int, found: Findings, steps: in
 def _trained(folder: Path, seed: int, seen: int) -> Iterator[Event]:
     data = PackedSet(folder / "set")
     height, width, _ = data.info.shape
-    side = min(height, width)
+    side, common = min(height, width), math.gcd(height, width)
     widths = (48, 96, 192) if side >= 32 else (32, 64)
-    stem = 2 if side % 8 == 0 and side >= 32 else 1
+    stem = 2 if common % 8 == 0 and side >= 32 else 1
+    while common % (stem * 2 ** (len(widths) - 1)):
+        widths = widths[1:]  # each resolution halves the sides
     train = TrainConfig(
         seen=seen, batch_size=BATCH, lr=2e-3, decay=0.5, warmup=BATCH * 10, snapshot=seen, sheet=0, hooks=(), seed=seed,
         ema=max(BATCH, seen // 20),

@@ -138,5 +138,5 @@ class Judged:
         for row, label in zip(logits.numpy(), asked.tolist(), strict=True):
             others = rng.permutation(classes)[: RIVALS + 1]
             others = others[others != label][: min(RIVALS, classes - 1)]
-            right.append(bool(row[label] > row[others].max()))
+            right.append(bool(len(others) == 0 or row[label] > row[others].max()))
         return np.array(right)

@@ -124,6 +124,13 @@ def interval(
     return float(np.percentile(found, 2.5)), float(np.percentile(found, 97.5))
 
 
+def ratio_interval(above: Array, below: Array, rounds: int = 400, seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of sum(above) / sum(below), each (n,), in which the two of a row go together."""
+    picks = np.random.default_rng(seed).integers(len(above), size=(rounds, len(above)))
+    found = above[picks].sum(axis=1) / below[picks].sum(axis=1)
+    return float(np.percentile(found, 2.5)), float(np.percentile(found, 97.5))
+
+
 def wilson(share: float, count: int) -> tuple[float, float]:
     """95 % interval of a share of `count` tries. Source: Wilson 1927; Brown et al. 2001, eq. 4."""
     z = 1.96

@@ -328,14 +328,20 @@ class Work:
         from sojourn.measure.evaluate import evaluate
         from sojourn.measure.features import load_features
         from sojourn.measure.judged import appoint
+        from sojourn.measure.texts import evaluate_texts
         from sojourn.train.build import find_set
 
         ask = EvaluateAsk.model_validate(job.request)
-        bench = Bench(PackedSet(find_set(ask.data)), load_features("efflite0"), None, ask.count, 0)
-        if (left_out := appoint(bench, ask.judge)) is not None:
-            yield Log(level="warning", text=f"the default judge is left out: {left_out.localised()}")
+        data, models = PackedSet(find_set(ask.data)), [self.model(name) for name in ask.packages]
+        if data.info.kind == "text":
+            measuring = evaluate_texts(models, data, ask.count)
+        else:
+            bench = Bench(data, load_features("efflite0"), None, ask.count, 0)
+            if (left_out := appoint(bench, ask.judge)) is not None:
+                yield Log(level="warning", text=f"the default judge is left out: {left_out.localised()}")
+            measuring = evaluate(models, bench, ask.steps)
         found: list[Findings] = []
-        for event in evaluate([self.model(name) for name in ask.packages], bench, ask.steps):
+        for event in measuring:
             if isinstance(event, Findings):
                 found.append(event)
             else:

@@ -65,6 +65,10 @@ class Feed:
             return
         if count < FEW:
             yield Log(level="warning", text=f"{count} pictures are few: they will be learnt by heart")
+        for column in info.labels:
+            if column.name in {name for name, _ in self.spec.labels} and len(column.values) == 1:
+                text = f'all have {column.name} "{column.values[0]}": to ask for it will change nothing'
+                yield Log(level="warning", text=text)
         safefile.write_bytes(path, info.model_dump_json().encode())
 
     def _change(self, before: SetInfo) -> str:

@@ -24,7 +24,7 @@ from sojourn.data.dataset import PackedSet
 from sojourn.errors import ConfigError, OutOfRoom, TrainingFailed
 from sojourn.families.base import Family, Phase
 from sojourn.package import Package
-from sojourn.schema import Artifact, Done, Event, Log, Measured, Metric, Preview, Progress
+from sojourn.schema import Artifact, Card, Done, Event, Log, Measured, Metric, Preview, Progress
 from sojourn.train import state
 from sojourn.train.feed import Feed
 from sojourn.train.gradient import Crew, Diverged, Sums, Update, accumulate, compile_blocks
@@ -162,27 +162,32 @@ class Run:
         target = self.folder / "package"
         source = self.folder / "best"
         if self.best is not None and source.is_dir():
-            self.write_package(target, packages.load(source, verify=False).family)
+            best = packages.load(source, verify=False)
+            self.write_package(target, best.family, best.card, source / "sheet.png")
         else:
             self.write_package(target, self.ema)
         safefile.write_bytes(self.folder / "done", f"{self.seen}\n".encode())
         yield Artifact(name="package", path=str(target))
         yield Done(path=str(target), text=f"{self.seen:,} samples in {self.train_s:.0f} s")
 
-    def write_package(self, folder: Path, family: Family) -> None:
-        """Save `family` as a package, its card filled in."""
+    def write_package(
+        self, folder: Path, family: Family, then: Card | None = None, sheet: Path | None = None
+    ) -> None:  # fmt: skip
+        """Save `family` as a package, its card filled in: as of now, or of when it was written before."""
+        metrics = [Metric(name=key, value=value, seen=self.seen) for key, value in self.metrics.items()]
+        if sheet is None:
+            sheet = max((self.folder / "sheets").glob("*.png"), default=None)
         card = self.package.card.model_copy(
             update={
-                "seen": self.seen,
+                "seen": self.seen if then is None else then.seen,
                 "train_s": round(self.package.card.train_s + self.train_s, 1),
                 "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-                "metrics": [Metric(name=key, value=value, seen=self.seen) for key, value in self.metrics.items()],
+                "metrics": metrics if then is None else then.metrics,
             }
         )
         finished = Package(card, family, self.package.codec, self.package.conditioner, self.package.parts)
-        sheets = sorted((self.folder / "sheets").glob("*.png"))
         dtype = card.recipe.get("dtype", "fp32")
-        packages.save(finished, folder, dtype=dtype, sheet=sheets[-1] if sheets else None)
+        packages.save(finished, folder, dtype=dtype, sheet=sheet if sheet is not None and sheet.is_file() else None)
 
     # Rounds
 
