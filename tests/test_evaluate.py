@@ -29,6 +29,7 @@ from sojourn.measure import copies, readers, report
 from sojourn.measure.augmented import classified
 from sojourn.measure.bench import LEAST, Bench, Findings
 from sojourn.measure.evaluate import evaluate
+from sojourn.measure.features import load_features
 from sojourn.measure.judged import Judged, appoint
 from sojourn.picture import Picture
 from sojourn.schema import Part, Prompt
@@ -372,6 +373,21 @@ def test_a_class_is_asked_by_its_name_whatever_its_captions_are(model: Model, be
     prompts, chinese = bench.prompts(rows, None)
     assert [p.text for p in prompts] == ["a digit", "数字"] * 3
     assert chinese.tolist() == [False, True] * 3
+
+
+def test_a_judge_gives_features(model: Model, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert bench.judge is not None
+    monkeypatch.setenv("SOJOURN_HOME", str(tmp_path))
+    packages.save(bench.judge, tmp_path / "models" / "judge")
+    seen = load_features("judge:judge")
+    x = bench.pictures(np.arange(40))
+    assert seen(x).shape == (40, bench.judge.family.config.widths[-1])
+    assert not torch.equal(seen(x[:1]), seen(x[1:2]))
+    found, _ = measured(evaluate([model], replace(bench, features=seen, judge=None)))
+    assert "seen/KID-judge-judge" in values(found)
+    packages.save(model.package, tmp_path / "models" / "flow")
+    with pytest.raises(Unsupported, match='"flow" is no judge'):
+        load_features("judge:flow")
 
 
 def test_a_judge_of_other_pictures_is_refused_before_anything_is_drawn(bench: Bench, tmp_path: Path) -> None:

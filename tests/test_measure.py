@@ -11,6 +11,7 @@ import torch
 from measuring import Cheap, measured, scripted, values
 from PIL import Image
 from scipy import stats
+from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor, nn
 
 from sojourn.errors import DataError, InvalidInput, NotFound, Unsupported
@@ -18,6 +19,7 @@ from sojourn.measure import report, scores
 from sojourn.measure.bench import LEAST, SIDE
 from sojourn.measure.compare import compare
 from sojourn.measure.features import EffLite0, Scripted, load_features, perceptual, probe
+from sojourn.measure.readers import psnr
 
 rng = np.random.default_rng(0)
 A = rng.normal(size=(300, 16))
@@ -187,6 +189,24 @@ def pictures(count: int, seed: int = 0) -> Tensor:
         cx, cy, r = (*generator.integers(10, 22, 2).tolist(), generator.integers(5, 10))
         out[i][:, (x - cx) ** 2 + (y - cy) ** 2 < r * r] = generator.uniform(-1, 1, (3, 1))
     return torch.from_numpy(out)
+
+
+def test_perceptual_distance_against_numpy(features: EffLite0) -> None:
+    """Zhang et al. 2018, eq. 1 with equal weights, written again: unit vectors of each place, squared gaps, means."""
+    x, y = torch.rand(2, 2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    wanted = np.zeros(2)
+    for one, other in zip(features.maps(x), features.maps(y), strict=True):
+        a, b = one.double().numpy(), other.double().numpy()
+        a, b = (v / np.sqrt((v**2).sum(axis=1, keepdims=True)) for v in (a, b))
+        wanted += ((a - b) ** 2).sum(axis=1).mean(axis=(1, 2))
+    np.testing.assert_allclose(perceptual(features, x, y), wanted, rtol=1e-3)
+    assert perceptual(features, x, x).abs().max() < 1e-6
+
+
+def test_psnr_against_scikit_image() -> None:
+    x, y = torch.rand(2, 3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    wanted = [peak_signal_noise_ratio(a, b, data_range=2.0) for a, b in zip(x.numpy(), y.numpy(), strict=True)]
+    np.testing.assert_allclose(psnr(x, y), wanted, rtol=1e-3)
 
 
 def test_perceptual_distance_grows_with_damage(features: EffLite0) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
+from sojourn.errors import InvalidInput
 from sojourn.families.base import drawn
 from sojourn.families.vae import VAE, Autoencoder, AutoencoderOptions, gaussian, kl_normal, roughness
 from sojourn.families.vaegan import VAEGAN, likeness
@@ -287,6 +288,22 @@ def test_a_vaegan_reconstructs_through_its_latent():
     assert z.shape == (2, 4)
     assert family.decode(z).shape == x.shape
     assert vaegan(latent="map").latent_shape == (4, 8, 8), "as a latent codec asks"
+
+
+def test_one_number_of_the_latent_moves():
+    family = vae(latent="flat").eval()
+    noise = Noise(range(3))
+    size = family.latent_shape[0]
+
+    def drawn_with(**options: object) -> Tensor:
+        return list(family.sample(Cond(), noise, AutoencoderOptions(**options)))[-1].x0
+
+    z = noise.draw("z", family.latent_shape)
+    z[:, 2] += 1.5
+    assert torch.equal(drawn_with(direction=2, move=1.5), family.dec(z, Cond()))
+    assert torch.equal(drawn_with(direction=2, move=0.0), drawn_with())
+    with pytest.raises(InvalidInput, match=rf"direction {size} is outside 0\.\.{size - 1}"):
+        drawn_with(direction=size, move=1.0)
 
 
 def test_a_guided_walk_keeps_the_spread_that_draws_without_a_guide_have():

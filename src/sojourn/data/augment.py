@@ -33,7 +33,9 @@ def ada(x: Tensor, p: Tensor | float, colour: bool = True) -> Tensor:
 
     Quarter turns, shifts by whole pixels, size, turns, stretch, shifts by parts; with `colour` also brightness,
     contrast, hue and saturation. No mirror, which would teach a set that has none. Source: Karras et al. 2020, Training
-    Generative Adversarial Networks with Limited Data, fig. 2 and app. B ("bg" or "bgc" without x-flip).
+    Generative Adversarial Networks with Limited Data, fig. 2 and app. B ("bg" or "bgc"),
+    with these differences: no flip, no flip of luma, one turn in place of two about the stretch, contrast about the
+    picture's mean, and plain bilinear sampling.
     """
     b = x.shape[0]
 

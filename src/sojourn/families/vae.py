@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sojourn.errors import ConfigError
+from sojourn.errors import ConfigError, InvalidInput
 from sojourn.families.base import BaseConfig, BaseOptions, Family, LatentOptions, Phase, drawn
 from sojourn.nets.blocks import ResBlock
 from sojourn.nets.conv import embedding
@@ -184,6 +184,10 @@ class AutoencoderOptions(LatentOptions):
 
     temperature: float = Field(1.0, ge=0, le=4)
     """Standard deviation of the latent draw. 0 = the mean picture."""
+    direction: int = Field(0, ge=0, le=1_000_000)
+    """Which number of the latent `move` is of."""
+    move: float = Field(0.0, ge=-100, le=100)
+    """How far that number moves, in standard deviations of the prior: a film along it shows what it means. 0 = off."""
 
 
 class Autoencoder(Family):
@@ -224,6 +228,10 @@ class Autoencoder(Family):
         assert isinstance(options, LatentOptions)
         self.check_guides(guides)
         z = options.temperature * noise.draw("z", self.latent_shape)
+        if isinstance(options, AutoencoderOptions) and options.move:
+            if options.direction >= (size := math.prod(self.latent_shape)):
+                raise InvalidInput("direction {found} is outside 0..{most}", found=options.direction, most=size - 1)
+            z.view(len(z), -1)[:, options.direction] += options.move
         yield from drawn(
             lambda latent: self.dec(placed(latent, self.enc.expected(cond, len(latent))), cond),
             z, cond, guides, noise, options,

@@ -44,6 +44,8 @@ def evaluate(
     asked = judge.numbers() if judge is not None and bench.asked else []
     for model in models:
         _check(model, groups, bench, asked, classifier)
+    if judge is not None and bench.count < LEAST["r1"]:
+        yield Log(level="warning", text=f"R@1 and style of {bench.count} pictures say little: see their intervals")
     if judge is None:
         yield Log(level="warning", text="no judge: R@1 and style accuracy are left out (sojourn train judge)")
     for model in models:

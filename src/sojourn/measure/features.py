@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sojourn import package as packages
 from sojourn import safefile
 from sojourn.errors import DataError, NotFound, Unsupported
 
@@ -134,11 +135,32 @@ class Scripted:
         return out
 
 
+class Judged:
+    """What a judge's heads look at: features of the things that a set is of, and not of ImageNet's."""
+
+    def __init__(self, name: str) -> None:
+        self.judge = packages.load(packages.find(name))
+        if "classify" not in self.judge.family.can or self.judge.card.codec.id != "image":
+            raise Unsupported('"{name}" is no judge of pictures; it can {can}', name=name,
+                              can=", ".join(self.judge.card.can))  # fmt: skip
+        self.name, self.identity = f"judge-{self.judge.card.name}", self.judge.card.identity
+
+    @torch.no_grad()
+    def __call__(self, pictures: Tensor) -> Tensor:
+        channels, height, width = self.judge.family.spec.shape
+        if pictures.shape[2:] != (height, width):
+            pictures = F.interpolate(pictures, (height, width), mode="bicubic", align_corners=False, antialias=True)
+        out: Tensor = self.judge.family.features(pictures.mean(1, keepdim=True) if channels == 1 else pictures)
+        return out
+
+
 def load_features(name: str) -> Features:
-    """The features of this name: "efflite0", or the path of a TorchScript file.
+    """The features of this name: "efflite0", "judge:NAME" of a judge's package, or the path of a TorchScript file.
 
     Raises NotFound and Unsupported for a file that is none.
     """
+    if name.startswith("judge:"):
+        return Judged(name.removeprefix("judge:"))
     return EffLite0() if name.casefold() == "efflite0" else Scripted(Path(name))
 
 

@@ -119,22 +119,27 @@ def _encoded(model: Model, bench: Bench, rows: np.ndarray) -> Tensor:
     return codec.encode(raw)
 
 
+def psnr(x: Tensor, y: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of pictures in [-1, 1], in dB: (b, ...) -> (b,); equal ones have 100."""
+    return -10 * ((x - y) / 2).square().flatten(1).mean(1).clamp(min=1e-10).log10()
+
+
 @torch.no_grad()
 def _autoencoder(model: Model, groups: Sequence[Group], bench: Bench, found: Findings) -> Iterator[Event]:
     """What is lost between a held-out picture and its latent's decoding."""
     held = [group.rows for group in groups if group.name != "seen"]
     rows = np.concatenate(held or [groups[0].rows])[: bench.count]
     note = "held-out pictures" if held else "pictures seen in training"
-    psnr, similar, apart = [], [], []
+    ratios, similar, apart = [], [], []
     for at, part in enumerate(np.array_split(rows, max(1, len(rows) // 32))):
         yield Progress(done=at * 32, total=len(rows), unit="pictures", text=f"{found.name}, autoencoder")
         x, y = bench.pictures(part), rebuilt(model, bench, part)
-        psnr.append(-10 * ((x - y) / 2).square().flatten(1).mean(1).clamp(min=1e-10).log10())
+        ratios.append(psnr(x, y))
         if min(x.shape[2:]) >= WINDOW:
             similar.append(ssim(x, y))
         if isinstance(bench.features, EffLite0):
             apart.append(perceptual(bench.features, x, y))
-    for name, parts in (("PSNR", psnr), ("SSIM", similar), ("perceptual-EffLite0", apart)):
+    for name, parts in (("PSNR", ratios), ("SSIM", similar), ("perceptual-EffLite0", apart)):
         if parts:
             values = torch.cat(parts).double().numpy()
             found.add(f"autoencoder/{name}", float(values.mean()), scores.interval(values), note)

@@ -5,8 +5,7 @@ Nothing is reduced over the batch, nothing draws noise, nothing knows which fami
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -83,11 +82,6 @@ def l2(x: Tensor, y: Tensor) -> Tensor:
     return (x - y).square().flatten(1).mean(dim=1)
 
 
-def charbonnier(x: Tensor, y: Tensor, eps: float = 1e-3) -> Tensor:
-    """Mean of sqrt(difference^2 + eps^2), a smooth l1, (b, ...) -> (b,). Source: Lai et al. 2018, eq. 3."""
-    return ((x - y).square() + eps * eps).sqrt().flatten(1).mean(dim=1)
-
-
 def gradient_l1(x: Tensor, y: Tensor) -> Tensor:
     """Mean absolute difference of the neighbour differences, down and across: (b c h w) -> (b,).
 
@@ -99,58 +93,16 @@ def gradient_l1(x: Tensor, y: Tensor) -> Tensor:
     return (down + across) / 2
 
 
-SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-"""Weights of the five scales of MS-SSIM, finest first. Source: Wang et al. 2003, sec. 3.2."""
-
-
 def ssim(x: Tensor, y: Tensor, *, window: int = 11, spread: float = 1.5, span: float = 2.0) -> Tensor:
     """Structural similarity of pictures, 1 = equal: (b c h w), (b c h w) -> (b,); the loss is 1 - ssim.
 
     A Gaussian window of std `spread` pixels over the places where it fits whole; span = highest - lowest value.
     Raises InvalidInput for pictures smaller than the window. Source: Wang et al. 2004, eq. 13, K1 0.01, K2 0.03.
     """
-    similarity, _ = _ssim_maps(x, y, window, spread, span)
-    return similarity.flatten(1).mean(dim=1)
-
-
-def ms_ssim(
-    x: Tensor,
-    y: Tensor,
-    *,
-    window: int = 11,
-    spread: float = 1.5,
-    span: float = 2.0,
-    scales: Sequence[float] | None = None,
-) -> Tensor:
-    """Multi-scale structural similarity, 1 = equal: (b c h w), (b c h w) -> (b,).
-
-    scales: weights, finest first; they are made to sum to 1. None = those of SCALES whose picture still holds the
-    window (five from 176 pixels on, three at 64, one at 11 to 21). Negative terms count as 0.
-    Raises InvalidInput for pictures smaller than the window. Source: Wang et al. 2003, eq. 7.
-    """
-    if scales is None:
-        smallest = min(x.shape[-2:])
-        fitting = int(math.log2(max(smallest / window, 1))) + 1
-        scales = SCALES[:fitting]
-    total = sum(scales)
-    value = x.new_ones(x.shape[0])
-    for i, weight in enumerate(scales):
-        if i > 0:
-            x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
-        similarity, contrast = _ssim_maps(x, y, window, spread, span)
-        last = i == len(scales) - 1
-        term = (similarity if last else contrast).flatten(1).mean(dim=1)
-        # a power below one has no gradient at 0
-        value = value * term.clamp(min=1e-6) ** (weight / total)
-    return value
-
-
-def _ssim_maps(x: Tensor, y: Tensor, window: int, spread: float, span: float) -> tuple[Tensor, Tensor]:
-    """Similarity and contrast-structure of each place, both (b c h-window+1 w-window+1)."""
     if min(x.shape[-2:]) < window:
         raise InvalidInput(
-            "structural similarity needs pictures of at least {window} pixels a side at its coarsest scale, found "
-            "{height}x{width}; take a smaller window or fewer scales",
+            "structural similarity needs pictures of at least {window} pixels a side, found {height}x{width}; take a "
+            "smaller window",
             window=window,
             height=x.shape[-2],
             width=x.shape[-1],
@@ -167,7 +119,7 @@ def _ssim_maps(x: Tensor, y: Tensor, window: int, spread: float, span: float) ->
     c1, c2 = (0.01 * span) ** 2, (0.03 * span) ** 2
     contrast = (2 * cov + c2) / (var_x + var_y + c2)
     brightness = (2 * mean_x * mean_y + c1) / (mean_x.square() + mean_y.square() + c1)
-    return brightness * contrast, contrast
+    return (brightness * contrast).flatten(1).mean(dim=1)
 
 
 def _blur(x: Tensor, kernel: Tensor) -> Tensor:

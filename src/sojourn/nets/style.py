@@ -1,6 +1,7 @@
 """The synthesis net and the discriminator of StyleGAN2, for square pictures of 8, 16, 32, ... pixels, in plain torch.
 
-Pure modules: they know no losses, and noise is given to them.
+Pure modules: they know no losses, and noise is given to them. Where the paper resamples with filters and transposed
+convolutions, these double by bilinear interpolation and halve by means.
 """
 
 from __future__ import annotations
