@@ -322,8 +322,8 @@ def _clean(file: BinaryIO, work: Work) -> tuple[dict[str, Any], bytes]:
     picture = clean.read(file, work.limits, (work.width, work.height))
     if work.fit == "within":
         scale = min(1.0, work.width / picture.image.width, work.height / picture.image.height)
-        shape = [max(1, round(side * scale)) for side in picture.image.size]
-        fitted = clean.fit(picture.image, *shape)
+        wide, high = (max(1, round(side * scale)) for side in picture.image.size)
+        fitted = clean.fit(picture.image, wide, high)
     else:
         fitted = clean.fit(picture.image, work.width, work.height, work.fit, work.fill)
     pixels = clean.pixels(fitted)

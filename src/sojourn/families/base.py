@@ -119,6 +119,10 @@ class Family(nn.Module):
         """Conditions to unit vectors (b, d). For pictures, if "embed" in can."""
         raise Unsupported("this family cannot embed; it can {can}", can=", ".join(sorted(self.can)))
 
+    def logprobs(self, x: Tensor, cond: Cond) -> Tensor:
+        """Tokens (b, n) to log-probabilities of the token after each, (b, n, vocab), in nats. For text that samples."""
+        raise Unsupported("this family does not write; it can {can}", can=", ".join(sorted(self.can)))
+
     def classify(self, x: Tensor) -> list[Tensor]:
         """Model space to logits, (b, classes) for each label column. Only if "classify" in can."""
         raise Unsupported("this family cannot classify; it can {can}", can=", ".join(sorted(self.can)))

@@ -131,8 +131,8 @@ class Guard:
         finally:
             took = (time.monotonic() - begun) * 1000
             path = safefile.printable(scope["path"], 200)
-            told = {"method": scope["method"], "path": path, "status": status, "ms": round(took, 1), "id": id}
-            log.info("%(method)s %(path)s %(status)s %(ms)s ms %(id)s", told, extra={"fields": told})
+            line = {"method": scope["method"], "path": path, "status": status, "ms": round(took, 1), "id": id}
+            log.info("%(method)s %(path)s %(status)s %(ms)s ms %(id)s", line, extra={"fields": line})
 
     # Who
 

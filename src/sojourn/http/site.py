@@ -77,20 +77,22 @@ class Site:
         kept = None
         if size is not None and size != (row.width, row.height) and row.job is not None:
             asked = self.studio.jobs.get(row.job).request
-            names = [asked.get("source"), asked.get("mask")]
-            if all(name and self.studio.blobs.has(name) for name in names):
-                kept = self._framed(row, size, names[0], ""), self._framed(row, size, names[1], "black")
+            source, mask = str(asked.get("source")), str(asked.get("mask"))
+            if asked.get("mask") and self.studio.blobs.has(source) and self.studio.blobs.has(mask):
+                kept = self._framed(row, size, source, None), self._framed(row, size, mask, "black")
         return encoded(self.studio.blobs.get(row.sha256), format, size, quality, kept)
 
-    def _framed(self, row: PictureRow, size: tuple[int, int], sha256: str, ground: str) -> Image.Image:
+    def _framed(
+        self, row: PictureRow, size: tuple[int, int], sha256: str, ground: clean.Background | None
+    ) -> Image.Image:
         """A picture that was edited, or a mask, as the package of the edit frames it, and large enough for a size.
 
         Decoded where uploads are: anything may have been kept by its sha256. ground: under what is transparent or
-        bars; empty = the package's own.
+        bars; None = the package's own.
         """
         picture = self.uploads.picture(self.studio.blobs.get(sha256), "source")
         settings = _frame(row.model)
-        fill = ground or settings.get("background") or "black"
+        fill: clean.Background = ground or settings.get("background") or "black"
         if picture.mode == "RGBA" and (ground or settings.get("channels") != 4):
             below = Image.new("RGBA", picture.size, fill)
             picture = Image.alpha_composite(below, picture).convert("RGB")

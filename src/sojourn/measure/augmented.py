@@ -105,7 +105,7 @@ def _trained(folder: Path, seed: int, seen: int) -> Iterator[Event]:
     data = PackedSet(folder / "set")
     height, width, _ = data.info.shape
     side, common = min(height, width), math.gcd(height, width)
-    widths = (48, 96, 192) if side >= 32 else (32, 64)
+    widths: tuple[int, ...] = (48, 96, 192) if side >= 32 else (32, 64)
     stem = 2 if common % 8 == 0 and side >= 32 else 1
     while common % (stem * 2 ** (len(widths) - 1)):
         widths = widths[1:]  # each resolution halves the sides

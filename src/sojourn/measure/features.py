@@ -150,7 +150,8 @@ class Judged:
         channels, height, width = self.judge.family.spec.shape
         if pictures.shape[2:] != (height, width):
             pictures = F.interpolate(pictures, (height, width), mode="bicubic", align_corners=False, antialias=True)
-        out: Tensor = self.judge.family.features(pictures.mean(1, keepdim=True) if channels == 1 else pictures)
+        judge: Any = self.judge.family
+        out: Tensor = judge.features(pictures.mean(1, keepdim=True) if channels == 1 else pictures)
         return out
 
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from sojourn import card
+from sojourn.codecs.text import TextCodec
 from sojourn.data.clean import load_picture
 from sojourn.engine import Model
 from sojourn.errors import SojournError
@@ -56,7 +57,7 @@ def place(model: Model, data: bytes, words: str) -> np.ndarray:
     picture = load_picture(data)
     codec = model.package.codec
     with torch.no_grad():
-        if model.card.codec.id == "image":
+        if not isinstance(codec, TextCodec):
             raw = torch.from_numpy(codec.pack(picture))
             out: np.ndarray = model.family.embed_pictures(codec.encode(raw[None]))[0].numpy()
             return out
@@ -72,7 +73,8 @@ def _shadow(dim: int) -> np.ndarray:
     """Fixed directions (dim, SHADOW), at right angles: what is seen along them keeps cosines nearly (Johnson and
     Lindenstrauss 1984)."""
     found: np.ndarray = np.linalg.qr(np.random.default_rng(0).normal(size=(dim, min(dim, SHADOW))))[0]
-    return found * (dim / found.shape[1]) ** 0.5
+    found *= (dim / found.shape[1]) ** 0.5
+    return found
 
 
 def colours(picture: Image.Image) -> np.ndarray:
@@ -80,5 +82,6 @@ def colours(picture: Image.Image) -> np.ndarray:
     ground = Image.new("RGBA", picture.size, "white")
     ground.alpha_composite(picture.convert("RGBA"))
     small = ground.convert("RGB").resize((GRID, GRID), Image.Resampling.BOX)
-    ink = 255.0 - np.asarray(small, np.float32).reshape(-1)
-    return ink / max(float(np.linalg.norm(ink)), 1e-6)
+    ink: np.ndarray = 255.0 - np.asarray(small, np.float32).reshape(-1)
+    ink /= max(float(np.linalg.norm(ink)), 1e-6)
+    return ink

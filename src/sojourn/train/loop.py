@@ -46,7 +46,7 @@ def train(package: Package, data: PackedSet, config: TrainConfig, folder: Path) 
     """
     if config.precision == "bf16" and not package.family.bf16:
         raise ConfigError("precision bf16 does not hold for {family}; use fp32", family=package.card.family)
-    with kept_memory(), threads(config.threads):
+    with kept_memory(), threads(config.threads or 0):
         yield from _train(Run(package, data, config, folder), folder)
 
 
