@@ -82,6 +82,9 @@ class Family(nn.Module):
         self.config = config
         self.spec = spec
 
+    def grow(self, source: Family) -> None:
+        """Begin as `source` is, whose weights were taken over: what is new here is not to spoil what it can."""
+
     def phases(self) -> list[Phase]:
         raise NotImplementedError
 

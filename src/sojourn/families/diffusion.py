@@ -146,6 +146,12 @@ class Diffusion(Family):
         else:
             self.net = UNet(spec, c.width, c.levels, c.depth, c.heads, c.attend)
 
+    def grow(self, source: Family) -> None:
+        """More blocks than the source has begin shut."""
+        mine, theirs = getattr(self, "net", None), getattr(source, "net", None)
+        if isinstance(mine, DiT) and isinstance(theirs, DiT):
+            mine.shut(len(theirs.blocks))
+
     def phases(self) -> list[Phase]:
         return [Phase("denoise", ("net",))]
 

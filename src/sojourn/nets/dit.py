@@ -84,6 +84,14 @@ class DiT(nn.Module):
         parts = [self.run(x[rows], level[rows], cond[rows]) for rows in order.tensor_split(groups)]
         return torch.cat(parts)[order.argsort()]
 
+    @torch.no_grad()
+    def shut(self, first: int) -> None:
+        """Close the gates of the blocks from this one on: they pass on what they are given, and learn from there."""
+        for block in list(self.blocks)[first:]:
+            assert isinstance(block, DiTBlock)
+            block.modulate.bias.view(6, -1)[[2, 5]] = 0.0
+            block.modulate.weight.view(6, -1)[[2, 5]] = 0.0
+
     def run(self, x: Tensor, level: Tensor, cond: Cond) -> Tensor:
         """All rows at once."""
         b = x.shape[0]

@@ -130,6 +130,7 @@ def run_recipe(recipe: Recipe, folder: Path, start: Path | None = None) -> Itera
 def _start_from(package: Package, source: Package) -> Iterator[Event]:
     package.card.parent = source.card.identity
     problems = packages.load_weights(package.family, source.family.state_dict(), strict=False)
+    package.family.grow(source.family)
     for problem in problems:
         yield Log(level="warning", text=f'not taken from "{source.card.name}": {problem}')
 
