@@ -369,7 +369,7 @@ def test_the_command(serve: Callable[..., Served], home: Path) -> None:
     print(f"T31: a key was worth nothing after {took:.1f} s; the server ended in {time.monotonic() - begun:.1f} s")
     assert took <= 3
     said = server.said()
-    assert "/api/v1/jobs 202" in said
+    assert '"path": "/api/v1/jobs", "status": 202' in said
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f]", said), said
     for secret in (key, key[3:], "private"):
         assert secret not in said

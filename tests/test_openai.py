@@ -450,6 +450,8 @@ def test_a_full_queue_is_told_once(server: Server, studio: Studio) -> None:
         assert server.requests(path, 429) == 1
         with server.client(max_retries=2) as client, pytest.raises(openai.RateLimitError):
             client.completions.create(model="lm", prompt="床")
+        until(lambda: server.requests("/v1/completions", 429), 10)
+        time.sleep(1.0)
         assert server.requests("/v1/completions", 429) == 1
     finally:
         for job in held:

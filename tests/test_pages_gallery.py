@@ -21,8 +21,9 @@ NAMELESS = """() => [...document.querySelectorAll("input:not([type=hidden]), sel
   .filter((field) => !field.labels?.length && !field.ariaLabel).map((field) => field.id)"""
 
 
-def test_the_gallery_searches_chooses_and_throws_away(tab: Tab) -> None:
+def test_the_gallery_searches_chooses_and_throws_away(tab: Tab, served: Served) -> None:
     page = tab.page
+    kept(served, "3", 3)
     page.goto("/gallery")
     page.locator(".cell").first.wait_for()
     before = page.locator(".cell").count()

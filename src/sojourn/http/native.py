@@ -84,8 +84,8 @@ class Settings(BaseModel):
     n: int | None = Field(None, ge=1, le=16)
     """Pictures of a prompt."""
     steps: int | None = Field(None, ge=1, le=1000)
-    guidance: Annotated[float, Field(strict=False)] | None = Field(None, ge=0, le=100)
-    chaos: Annotated[float, Field(strict=False)] | None = Field(None, ge=0, le=100)
+    guidance: float | None = Field(None, ge=0, le=100)
+    chaos: float | None = Field(None, ge=0, le=100)
     no: str | None = Field(None, min_length=1, max_length=500)
     """What to keep out, with commas between."""
 
