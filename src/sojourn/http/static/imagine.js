@@ -39,6 +39,8 @@ function shown() {
   $("set").textContent = set.map((name) => `--${name} ${$(name).value.trim()}`).join(" ");
 }
 let settled = false;
+let changed = false; // by hand, and not kept yet
+let saving = Promise.resolve();
 async function settle() {
   const named = new URLSearchParams(location.search).get("model");
   if (named) choose($("model"), named);
@@ -50,6 +52,17 @@ async function settle() {
   for (const name of KEPT.slice(2)) $(name).value ||= kept?.[name] ?? "";
   settled = kept !== null; // else what is there would be lost
   shown();
+  if (changed) save();
+}
+function save() {
+  changed = !settled; // before they came: kept when they have
+  if (changed) return;
+  const kept = {};
+  for (const name of KEPT) {
+    const value = $(name).value.trim();
+    if (value && $(name).validity.valid) kept[name] = $(name).type === "number" ? Number(value) : value;
+  }
+  saving = saving.then(() => call("PUT", "/api/v1/settings", kept).catch(() => null)); // two at once may change places
 }
 document.querySelector(".settings").addEventListener("change", async (event) => {
   if (!KEPT.includes(event.target.id)) return;
@@ -59,13 +72,7 @@ document.querySelector(".settings").addEventListener("change", async (event) => 
     choose($("style"), style);
   }
   shown();
-  if (!settled) return;
-  const kept = {};
-  for (const name of KEPT) {
-    const value = $(name).value.trim();
-    if (value && $(name).validity.valid) kept[name] = $(name).type === "number" ? Number(value) : value;
-  }
-  call("PUT", "/api/v1/settings", kept).catch(() => null);
+  save();
 });
 settle();
 
