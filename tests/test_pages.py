@@ -47,7 +47,6 @@ MISNAMED = """() => [...document.querySelectorAll("button, a")].filter((node) =>
   const shown = node.innerText.trim().toLowerCase();
   return /\\w/.test(shown) && node.ariaLabel && !node.ariaLabel.toLowerCase().startsWith(shown);
 }).map((node) => node.outerHTML)"""
-CELLS = "document.querySelectorAll('.cell').length"
 NAMELESS = """() => [...document.querySelectorAll("input:not([type=hidden]), select, textarea")]
   .filter((field) => !field.labels?.length && !field.ariaLabel).map((field) => field.id)"""
 

@@ -12,13 +12,7 @@ from PIL import Image
 from sojourn.picture import png
 
 pytestmark = list(BROWSER)
-MISNAMED = """() => [...document.querySelectorAll("button, a")].filter((node) => {
-  const shown = node.innerText.trim().toLowerCase();
-  return /\\w/.test(shown) && node.ariaLabel && !node.ariaLabel.toLowerCase().startsWith(shown);
-}).map((node) => node.outerHTML)"""
 CELLS = "document.querySelectorAll('.cell').length"
-NAMELESS = """() => [...document.querySelectorAll("input:not([type=hidden]), select, textarea")]
-  .filter((field) => !field.labels?.length && !field.ariaLabel).map((field) => field.id)"""
 
 
 def test_the_gallery_searches_chooses_and_throws_away(tab: Tab, served: Served) -> None:

@@ -14,13 +14,6 @@ from sojourn import config
 from sojourn.picture import png
 
 pytestmark = list(BROWSER)
-MISNAMED = """() => [...document.querySelectorAll("button, a")].filter((node) => {
-  const shown = node.innerText.trim().toLowerCase();
-  return /\\w/.test(shown) && node.ariaLabel && !node.ariaLabel.toLowerCase().startsWith(shown);
-}).map((node) => node.outerHTML)"""
-CELLS = "document.querySelectorAll('.cell').length"
-NAMELESS = """() => [...document.querySelectorAll("input:not([type=hidden]), select, textarea")]
-  .filter((field) => !field.labels?.length && !field.ariaLabel).map((field) => field.id)"""
 
 
 def test_models_and_queue_show_what_there_is(tab: Tab) -> None:
