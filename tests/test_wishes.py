@@ -22,6 +22,7 @@ from sojourn.diffusion import rules
 from sojourn.errors import InvalidInput, NotFound, PromptError, Unsupported
 from sojourn.families.dcgan import DCGAN
 from sojourn.families.stylegan2 import StyleGAN2, directions
+from sojourn.nets import style
 from sojourn.picture import Picture
 from sojourn.registry import preset
 from sojourn.schema import Part
@@ -419,6 +420,40 @@ def test_rows_of_a_walk_by_stylegan2s_discriminator_do_not_see_each_other():
     four = styled(family, Noise([0, 1, 2, 3]), critic=1.0, steps=5)
     alone = styled(family, Noise([2]), critic=1.0, steps=5)
     torch.testing.assert_close(four[2:3], alone, rtol=1e-3, atol=1e-3)
+
+
+def test_a_picture_is_judged_in_company_and_not_as_a_collapse(monkeypatch: pytest.MonkeyPatch):
+    family, spreads = stylegan(), []
+    plain = style.minibatch_stddev
+    monkeypatch.setattr(style, "minibatch_stddev", lambda x: (spreads.append(plain(x)), plain(x))[1])
+    family.verdict(styled(family, Noise([5, 6])), Cond())
+    assert min(float(spread.detach()[:2].min()) for spread in spreads) > 1e-3, "alone a row has no spread"
+
+
+def test_a_least_squares_discriminator_leads_where_it_is_sure():
+    torch.manual_seed(0)
+    family = DCGAN(DCGAN.Config(**preset("lsgan", "tiny")), DataSpec("image", (1, 8, 8)))
+    x = torch.zeros(5, 1, 8, 8, requires_grad=True)
+    shares = torch.tensor([-0.5, 0.0, 0.5, 1.0, 1.5])
+    family.D.forward = lambda x, cond: shares + x.mean((1, 2, 3))  # type: ignore[method-assign]
+    said = family.verdict(x, Cond())
+    (slope,) = torch.autograd.grad(said.sum(), x)
+    assert (slope.flatten(1).sum(1) > 1).all()
+    assert said.diff().min() > 0
+    assert float(said.detach()[2]) == pytest.approx(0, abs=1e-5)
+
+
+def test_a_film_of_several_generators_stays_with_one():
+    torch.manual_seed(0)
+    family = DCGAN(DCGAN.Config(**preset("multi-gan", "tiny")), DataSpec("image", (1, 8, 8))).eval()
+    firsts = [int(Noise([s]).draw("generator", (family.config.generators,)).argmax()) for s in range(20)]
+    other = next(s for s in range(20) if firsts[s] != firsts[0])
+    asked: list[int] = []
+    draw = family._draw
+    family._draw = lambda z, cond, which: (asked.extend(which.tolist()), draw(z, cond, which))[1]  # type: ignore[method-assign]
+    for share in (0.0, 0.5, 1.0):
+        list(family.sample(Cond(), Between([0], [other], [share]), family.Options()))
+    assert set(asked) == {firsts[0]}
 
 
 def test_a_move_along_the_first_direction_changes_more_than_along_the_last():
