@@ -24,8 +24,8 @@ from sojourn.types import Batch, Cond, DataSpec, Loss
     "vae-gan",
     presets={
         "tiny": {"widths": (8, 16), "z": 4, "d_width": 8, "d_max_width": 32},
-        "64": {"stem": 2, "widths": (48, 96, 128, 128), "z": 64, "d_width": 32, "d_max_width": 192},
-        "128": {"stem": 4, "widths": (48, 96, 128, 128), "z": 96, "d_width": 24, "d_max_width": 192},
+        "64": {"stem": 2, "widths": (48, 96, 128, 128), "z": 64, "d_width": 32, "d_max_width": 192, "penalty": 0.02},
+        "128": {"stem": 4, "widths": (48, 96, 128, 128), "z": 96, "d_width": 24, "d_max_width": 192, "penalty": 0.1},
     },
     about="VAE/GAN: a VAE's latent space with a GAN's sharpness",
     source="Larsen et al. 2016, Autoencoding beyond Pixels using a Learned Similarity Metric",
