@@ -296,12 +296,11 @@ def readme(card: Card) -> str:
 
 
 def _use(card: Card) -> list[str]:
-    verb = "write" if card.codec.id == "text" else "imagine"
-    return (
-        [f'sojourn {verb} "PROMPT" --model {card.name}']
-        if "sample" in card.can
-        else ["sojourn models show " + card.name]
-    )
+    if "sample" not in card.can:
+        return ["sojourn models show " + card.name]
+    if card.codec.id == "text":
+        return [f'sojourn write {card.name} "PROMPT"']
+    return [f'sojourn imagine "PROMPT" --model {card.name}']
 
 
 def _cell(text: str) -> str:

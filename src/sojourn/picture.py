@@ -20,6 +20,8 @@ from sojourn.schema import Prompt
 
 KEY = "sojourn"
 """Name of the PNG text field that holds the recipe."""
+GRID_KEY = KEY + "-grid"
+"""Of the one that holds the recipes of several pictures."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Pictures(Sequence[Picture]):
     def save_grid(self, path: Path | str) -> Path:
         """Write the grid as a PNG with all recipes in it."""
         info = PngInfo()
-        info.add_itxt(KEY + "-grid", json.dumps([item.recipe for item in self.items], ensure_ascii=False))
+        info.add_itxt(GRID_KEY, json.dumps([item.recipe for item in self.items], ensure_ascii=False))
         safefile.write_bytes(Path(path), png(self.grid, info))
         return Path(path)
 
@@ -82,10 +84,10 @@ def asked(path: Path) -> Prompt:
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """The recipe in a picture file."""
+    """The recipe in a picture file. Raises NotFound, and InvalidInput for a file that has none of one picture."""
     try:
         with Image.open(path) as picture:
-            text = picture.info.get(KEY)
+            text, several = picture.info.get(KEY), GRID_KEY in picture.info
     except FileNotFoundError:
         raise NotFound('there is no file "{path}"', path=path) from None
     except (OSError, ValueError, SyntaxError):
@@ -94,6 +96,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
         found = json.loads(text) if text else None
     except ValueError:
         found = None
+    if several:
+        raise InvalidInput('"{path}" holds several pictures; name their own files', path=path)
     if not isinstance(found, dict):
         raise InvalidInput('"{path}" holds no recipe of Sojourn; only files it wrote do', path=path)
     return found

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sojourn.cli.say import blocks, console, follow, say, warn
-from sojourn.errors import InvalidInput, NotFound, PromptError
+from sojourn.cli.say import blocks, console, follow, say, say_error, warn
+from sojourn.errors import InvalidInput, NotFound, PromptError, SojournError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -277,7 +277,7 @@ def write(package: str, words: tuple[str, ...], seed: int | None, **options: Any
 def replay(files: tuple[Path, ...], model: str | None, source: Path | None, mask: Path | None) -> None:
     """Draw the picture in each file again from its recipe, and compare pixel by pixel.
 
-    Exit code 1 when any differs.
+    Exit code 1 when any differs or cannot be drawn again; the others are drawn all the same.
     """
     from sojourn import engine
     from sojourn.data.clean import load_picture
@@ -286,7 +286,12 @@ def replay(files: tuple[Path, ...], model: str | None, source: Path | None, mask
     given = {name: load_picture(path) for name, path in (("source", source), ("mask", mask)) if path is not None}
     differ = 0
     for path in files:
-        _, gap = engine.replay(path, model=loaded, inputs=given)
+        try:
+            _, gap = engine.replay(path, model=loaded, inputs=given)
+        except SojournError as error:
+            differ += 1
+            say_error(error)
+            continue
         if gap:
             differ += 1
             say("{path}: differs by up to {gap} of 255", path=path, gap=gap)

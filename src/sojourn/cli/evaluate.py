@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 @click.argument("targets", nargs=-1, required=True, metavar="PACKAGE... | FOLDER FOLDER")
 @click.option("--data", "name", help="The set to measure packages against.")
 @click.option("--judge", help="A judge's package. Default: the one named judge, where there is one.")
-@click.option("--features", default="efflite0", help='"efflite0", or a TorchScript file (docs/measuring.md).')
+@click.option(
+    "--features", default="efflite0", help='"efflite0", "judge:NAME", or a TorchScript file (docs/measuring.md).'
+)
 @click.option(
     "--prompts",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
