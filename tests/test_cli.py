@@ -122,7 +122,8 @@ def test_a_picture_varies_subtly_and_strongly(
     gaps = []
     for strong in ([], ["--strong"]):
         assert run(["vary", str(first), *strong, "-n", "3", "--seed", "9", "--json", "--quiet", "--model", flow]) == 0
-        rows = json.loads(capsys.readouterr().out)["pictures"]
+        told = json.loads(capsys.readouterr().out)
+        rows = told["pictures"]
         assert [row["seed"] for row in rows] == [9, 10, 11]
         assert all(row["prompt"].startswith("5 ") for row in rows)
         drawn = [np.asarray(Image.open(row["file"]).convert("L"), np.int16) for row in rows]
@@ -130,6 +131,11 @@ def test_a_picture_varies_subtly_and_strongly(
         gaps.append(np.mean([np.abs(x - base).mean() for x in drawn]))
     assert 0 < gaps[0] < gaps[1]
     assert run(["replay", rows[0]["file"], "--model", flow, "--source", str(first)]) == 0
+    capsys.readouterr()
+    assert run(["replay", told["grid"], rows[0]["file"], "--model", flow, "--source", str(first)]) == 1
+    out, err = capsys.readouterr()
+    assert "several pictures" in err
+    assert out.count("equal") == 1, "the others are drawn all the same"
     plain = here / "plain.png"
     Image.new("L", (8, 8), 90).save(plain)
     assert "no recipe" in fails(["vary", str(plain), "--model", flow], capsys, 2)

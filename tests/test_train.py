@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ import pytest
 import torch
 from conftest import SMALL, STAGES, recipe_for
 from safetensors.torch import load_file
+from torch import nn
 
 from sojourn.codecs.text import TextCodec
 from sojourn.config import Recipe, Stage, TrainConfig, load_recipe
@@ -88,6 +90,19 @@ def test_a_training_closes_its_logs_however_it_ends(
         finish(recipe, tmp_path / "other")
     assert len(opened) > before
     assert closed == opened
+
+
+@pytest.mark.parametrize("name", ["vae", "flow", "lm", "dcgan"])
+def test_a_finished_training_leaves_no_net_behind(name: str, sets: dict[str, Path], tmp_path: Path) -> None:
+    """A worker does many: what autograd keeps in Python must not keep itself, for no collector would see it."""
+
+    def nets() -> int:
+        gc.collect()
+        return sum(type(found) is nn.Parameter for found in gc.get_objects())
+
+    before = nets()
+    finish(recipe_for(name, sets), tmp_path)
+    assert nets() == before
 
 
 @pytest.mark.parametrize("name", STAGES)

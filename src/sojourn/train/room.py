@@ -114,17 +114,18 @@ def micro_batch(family: Family, phases: Sequence[Phase], feed: Feed, config: Tra
     sample = feed.batch(0, min(2, config.batch_size))
     each = 0
     for phase in phases:
-        kept = 0
+        boxes: list[list[Tensor]] = []
 
-        def count(t: Tensor) -> Tensor:
-            nonlocal kept
-            kept += t.numel() * t.element_size()
-            return t
+        def box(t: Tensor) -> list[Tensor]:
+            boxes.append([t])
+            return boxes[-1]
 
         torch.manual_seed(config.seed)
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(box, lambda box: box[0]):
             family.loss(phase.name, sample, phase.start)
-        each = max(each, kept // len(sample))
+        each = max(each, sum(t.numel() * t.element_size() for (t,) in boxes) // len(sample))
+        for one in boxes:  # a node that keeps what it gave, by way of Python, keeps itself, and with it the whole net
+            one.clear()
     weights = sum(p.numel() * p.element_size() for p in family.parameters())
     room = HEADROOM * free_memory() - 3 * weights  # gradients and two moments come on top
     fits = int(room / max(each, 1))
