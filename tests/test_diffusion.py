@@ -173,8 +173,8 @@ def test_options_reach_the_walk() -> None:
 
     base = draw()
     for change in (
-        {"steps": 5}, {"guidance": 5.0}, {"guidance_low": 0.9}, {"guidance_high": 0.9}, {"guidance_rise": 1.0},
-        {"shift": 3.0}, {"sampler": "euler"}, {"sampler": "heun"}, {"sampler": "langevin"},
+        {"steps": 5}, {"guidance": 5.0}, {"guidance_low": 0.9}, {"guidance_high": 0.9}, {"shift": 3.0},
+        {"sampler": "euler"}, {"sampler": "heun"}, {"sampler": "langevin"},
     ):  # fmt: skip
         assert not torch.equal(draw(**change), base), change
 

@@ -81,17 +81,6 @@ def test_interval_is_decided_by_row() -> None:
     assert out.tolist() == pytest.approx([6.0, 4 * 0.9], rel=1e-5)
 
 
-def test_rising_guidance_comes_late_and_keeps_its_mean() -> None:
-    t = (torch.arange(1000) + 0.5) / 1000
-    for rise in (0.0, 1.0, 2.5):
-        at = g.Strength(3.0, rise=rise).at(t / (1 - t))
-        assert at.mean() == pytest.approx(3.0, abs=1e-3)
-        assert bool((at.diff() <= 0).all()), "t falls along a walk"
-    straight = g.Strength(torch.tensor([3.0, 1.0]), rise=1.0)
-    assert straight.at(torch.tensor([3.0, 3.0])).tolist() == pytest.approx([2.0, 1.0])  # t = 3/4: half of the mean
-    assert ask(g.compose(Means(), (), g.Strength(3.0, rise=1.0)), labels(4)) == [6.0]  # at sigma 1 it is the mean
-
-
 def test_negative_pushes_away_from_its_condition() -> None:
     """Row 0: 3/2 + 2 (4/2 - 3/2); row 1 has no negative; row 2 has nothing but one."""
     means = Means()

@@ -56,20 +56,13 @@ class Strength:
     """Sigma below which guidance is 1."""
     high: float | None = None
     """Sigma above which guidance is 1. None = no bound. Source: Kynkäänniemi et al. 2024, eq. 5."""
-    rise: float = 0.0
-    """How much of it comes late: what is above 1 times (1 + rise) (1 - t)^rise, whose mean over the share of noise
-    t = sigma / (1 + sigma) is 1. 0 = the same all the way, 1 = in a straight line from none. Source: Wang et al. 2024
-    (Analysis of Classifier-Free Guidance Weight Schedulers), sec. 4 and 5."""
 
     def at(self, sigma: Tensor) -> Tensor:
         """Guidance of each row, (b,)."""
         inside = sigma >= self.low
         if self.high is not None:
             inside = inside & (sigma <= self.high)
-        guidance = torch.as_tensor(self.guidance, dtype=sigma.dtype, device=sigma.device)
-        if self.rise:
-            guidance = 1 + (guidance - 1) * (1 + self.rise) * (1 + sigma) ** -self.rise
-        return torch.where(inside, guidance, 1.0)
+        return torch.where(inside, torch.as_tensor(self.guidance, dtype=sigma.dtype, device=sigma.device), 1.0)
 
 
 def compose(denoise: Denoise, guides: Sequence[Guide] = (), strength: Strength | None = None) -> Denoise:

@@ -96,9 +96,6 @@ class DiffusionOptions(BaseOptions):
     """Noise (sigma) below which guidance is off. 0 = never."""
     guidance_high: float | None = Field(None, gt=0)
     """Noise (sigma) above which guidance is off. None = never."""
-    guidance_rise: float = Field(0.0, ge=0, le=8)
-    """How much of the guidance comes late, at low noise: 0 = the same all the way, 1 = from none to twice as much in a
-    straight line; its mean stays. Where a model knows its prompts by heart, early guidance overdoes colours."""
     sampler: Literal["euler", "heun", "dpmpp_2m", "langevin"] = "dpmpp_2m"
     """heun and langevin evaluate the net twice a step."""
 
@@ -174,7 +171,7 @@ class Diffusion(Family):
 
     def walk(self, options: DiffusionOptions, guides: Sequence[Guide] = ()) -> Walk:
         """What a walk of these options under these guides is made of."""
-        strength = Strength(options.guidance, options.guidance_low, options.guidance_high, options.guidance_rise)
+        strength = Strength(options.guidance, options.guidance_low, options.guidance_high)
         levels = self.path.sigmas(options.steps)
         return Walk(self.path.denoiser(self.predict), strength, levels, SAMPLERS[options.sampler])
 

@@ -43,8 +43,7 @@ class ShortcutConfig(FlowConfig):
 class ShortcutOptions(FlowOptions):
     """How a walk is drawn: in 1, 2, 4 ... steps by strides, as far as they were learnt, else as a flow's.
 
-    Strides have one sampler, one spacing and the guidance they learnt: `sampler`, `shift` and `guidance_rise` are for
-    walks without them.
+    Strides have one sampler and one spacing: `sampler` and `shift` are for walks without them.
     """
 
     steps: int = Field(4, ge=1, le=1000)
