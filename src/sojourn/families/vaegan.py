@@ -12,11 +12,18 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sojourn.families.base import Phase
-from sojourn.families.vae import Autoencoder, GaussianConfig, gaussian, kl_normal, placed
+from sojourn.families.vae import Autoencoder, Decoder, GaussianConfig, gaussian, kl_normal, placed
 from sojourn.nets import losses
 from sojourn.nets.conv import Discriminator
 from sojourn.registry import register
 from sojourn.types import Batch, Cond, DataSpec, Loss
+
+
+class Squashed(Decoder):
+    """A decoder whose pictures end at -1 and 1: a ground that should be white drifts to grey without an end."""
+
+    def forward(self, z: Tensor, cond: Cond) -> Tensor:
+        return super().forward(z, cond).tanh()
 
 
 @register(
@@ -53,6 +60,7 @@ class VAEGAN(Autoencoder):
 
     def __init__(self, config: Config, spec: DataSpec) -> None:
         super().__init__(config, spec)
+        self.dec = Squashed(spec, config)
         self.D = Discriminator(spec, config.d_width, config.d_max_width, "layer", project=config.conditional)
 
     def phases(self) -> list[Phase]:
