@@ -20,6 +20,7 @@ from sojourn.config import TrainConfig
 from sojourn.errors import OutOfRoom
 from sojourn.families.base import Family, Phase
 from sojourn.train.feed import Feed
+from sojourn.types import Batch
 
 HEADROOM = 0.8
 """Share of the free memory that activations may take."""
@@ -114,18 +115,8 @@ def micro_batch(family: Family, phases: Sequence[Phase], feed: Feed, config: Tra
     sample = feed.batch(0, min(2, config.batch_size))
     each = 0
     for phase in phases:
-        boxes: list[list[Tensor]] = []
-
-        def box(t: Tensor) -> list[Tensor]:
-            boxes.append([t])
-            return boxes[-1]
-
         torch.manual_seed(config.seed)
-        with torch.autograd.graph.saved_tensors_hooks(box, lambda box: box[0]):
-            family.loss(phase.name, sample, phase.start)
-        each = max(each, sum(t.numel() * t.element_size() for (t,) in boxes) // len(sample))
-        for one in boxes:  # a node that keeps what it gave, by way of Python, keeps itself, and with it the whole net
-            one.clear()
+        each = max(each, _kept(family, phase, sample) // len(sample))
     weights = sum(p.numel() * p.element_size() for p in family.parameters())
     room = HEADROOM * free_memory() - 3 * weights  # gradients and two moments come on top
     fits = int(room / max(each, 1))
@@ -140,6 +131,22 @@ def micro_batch(family: Family, phases: Sequence[Phase], feed: Feed, config: Tra
         )  # fmt: skip
     parts = -(-config.batch_size // fits)
     return -(-config.batch_size // parts)
+
+
+def _kept(family: Family, phase: Phase, sample: Batch) -> int:
+    """Bytes that autograd keeps of a loss for its gradient."""
+    boxes: list[list[Tensor]] = []
+
+    def box(t: Tensor) -> list[Tensor]:
+        boxes.append([t])
+        return boxes[-1]
+
+    with torch.autograd.graph.saved_tensors_hooks(box, lambda box: box[0]):
+        family.loss(phase.name, sample, phase.start)
+    kept = sum(t.numel() * t.element_size() for (t,) in boxes)
+    for one in boxes:  # a node that keeps what it gave, by way of Python, keeps itself, and with it the whole net
+        one.clear()
+    return kept
 
 
 def is_out_of_memory(error: BaseException) -> bool:
