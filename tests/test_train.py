@@ -31,12 +31,12 @@ from sojourn.data.dataset import Item, PackedSet, SetInfo, SetWriter
 from sojourn.errors import ConfigError, OutOfRoom, TrainingFailed
 from sojourn.package import Package
 from sojourn.schema import Part, Prompt
-from sojourn.train import loop, record, state
+from sojourn.train import loop, record, room, state
 from sojourn.train.build import _start_from, build, run_recipe
 from sojourn.train.feed import Feed
 from sojourn.train.gradient import Crew, Diverged, Update
 from sojourn.train.optim import Muon, orthogonalise, schedule
-from sojourn.types import Batch, Noise
+from sojourn.types import Batch, Cond, Noise
 
 
 def digest(folder: Path) -> str:
@@ -673,3 +673,17 @@ def test_muon_descends_a_matrix_problem() -> None:
         (w - target).square().sum().backward()
         optimizer.step()
     assert float((w.detach() - target).square().mean()) < 0.05
+
+
+@pytest.mark.parametrize("name", ["vae", "dcgan"])
+def test_what_a_step_keeps_grows_with_its_batch(name: str, sets: dict[str, Path], tmp_path: Path) -> None:
+    stage = recipe_for(name, sets).stage[0]
+    data = PackedSet(sets["digits"] if "digits" in sets else next(iter(sets.values())))
+    family = build(stage, data, {}, recipe_for(name, sets)).family.train()
+    x = torch.zeros(8, *family.spec.shape)
+    cond = Cond(labels=torch.zeros(8, len(family.spec.labels), dtype=torch.long))
+    phase = family.phases()[-1]
+    few, many = (room._kept(family, phase, Batch(x[:n], cond[:n], torch.ones(n))) for n in (2, 8))
+    weights = sum(p.numel() * p.element_size() for p in family.parameters())
+    assert few > x[:2].numel() * 4, "more than the pictures alone"
+    assert 6 * x[:1].numel() * 4 < many - few <= 4 * few + weights

@@ -313,3 +313,9 @@ def test_a_guided_walk_keeps_the_spread_that_draws_without_a_guide_have():
     places = [step.x for step in drawn(lambda z: z, z, Cond(), [flat], noise, options)]
     assert len(places) == 60
     assert abs(float(places[-1].std()) - 0.5) < 0.05
+
+
+def test_pictures_of_a_vae_gan_end_at_white_and_black() -> None:
+    drawn_far = vaegan().dec(50 * torch.randn(4, 4), Cond(labels=torch.zeros(4, 1, dtype=torch.long)))
+    assert drawn_far.abs().max() <= 1
+    assert drawn_far.std() > 0

@@ -141,12 +141,13 @@ def _kept(family: Family, phase: Phase, sample: Batch) -> int:
         boxes.append([t])
         return boxes[-1]
 
-    with torch.autograd.graph.saved_tensors_hooks(box, lambda box: box[0]):
-        family.loss(phase.name, sample, phase.start)
-    kept = sum(t.numel() * t.element_size() for (t,) in boxes)
-    for one in boxes:  # a node that keeps what it gave, by way of Python, keeps itself, and with it the whole net
-        one.clear()
-    return kept
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(box, lambda box: box[0]):
+            family.loss(phase.name, sample, phase.start)
+        return sum(t.numel() * t.element_size() for (t,) in boxes)
+    finally:
+        for one in boxes:  # a node that keeps what it gave, by way of Python, keeps itself, and with it the whole net
+            one.clear()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
