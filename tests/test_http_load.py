@@ -259,6 +259,21 @@ def test_huge_bodies(serve: Callable[..., Served]) -> None:
     assert more < 16
 
 
+def test_a_kept_connection_is_answered_at_once(serve: Callable[..., Served]) -> None:
+    """Head and body go out together: where one waits for the other's receipt, every answer takes 40 ms and more."""
+    server = serve()
+    times = []
+    with requests.Session() as session:
+        session.trust_env = False
+        for _ in range(40):
+            begun = time.monotonic()
+            assert session.get(f"{server.url}/health", timeout=30).status_code == 200
+            times.append(time.monotonic() - begun)
+    quick = sorted(times)[len(times) // 4]
+    print(f"a GET of a kept connection: {quick * 1000:.1f} ms")
+    assert quick < 0.03
+
+
 WAITING = "/v1/images/|/v1/completions|/v1/chat/|/v1/audio/"
 """Routes that answer when a worker has done the job, and here is none."""
 
