@@ -54,6 +54,8 @@ class Worker:
         self.wake = threading.Event()
         self.closing = threading.Event()
         self._stops: set[int] = set()
+        self._forbidden: Forbidden | None = None
+        """Why the listener ended it."""
         self.id = self._enlist()
 
     @classmethod
@@ -109,6 +111,8 @@ class Worker:
         with suppress(SojournError):
             self.jobs.bury(self.id, "it was stopped")
         self.ear.close()
+        if self._forbidden is not None:
+            raise self._forbidden
 
     def _joined(self, taken: list[Job]) -> list[Job]:
         """What was claimed, with what comes in just now and can go along: people ask at once, one after the other."""
@@ -155,7 +159,8 @@ class Worker:
                     self._stops = self.jobs.stopped(self.id)
             except Fenced:
                 self._stops = set()
-            except Forbidden:
+            except Forbidden as error:
+                self._forbidden = error
                 self.end()
             except SojournError:
                 pass  # the database is away; it may come back
