@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ import pytest
 from PIL import Image
 from sqlalchemy import func, select
 
+from sojourn.card import home
 from sojourn.errors import ConfigError, InvalidInput, NotFound, PromptError, SojournError, StoreError, Unsupported
 from sojourn.picture import png
 from sojourn.studio import ledger
@@ -541,6 +543,21 @@ def test_a_job_that_kills_its_workers_fails_with_the_reason(servers: Callable[..
         until(lambda: studio.jobs.get(well.id).state == "done")
 
 
+def frozen_between_writes(worker: subprocess.Popen[bytes]) -> bool:
+    """Freeze a worker, but not while it holds SQLite's one lock for writing, for nobody could go on then."""
+    worker.send_signal(signal.SIGSTOP)
+    database = sqlite3.connect(home() / "studio.sqlite", timeout=0.5, isolation_level=None)
+    try:
+        database.execute("BEGIN IMMEDIATE")
+        database.execute("ROLLBACK")
+    except sqlite3.OperationalError:
+        worker.send_signal(signal.SIGCONT)
+        return False
+    finally:
+        database.close()
+    return True
+
+
 def test_a_worker_that_sleeps_through_its_lease_changes_nothing(
     servers: Callable[..., Server], request: pytest.FixtureRequest
 ) -> None:
@@ -551,7 +568,7 @@ def test_a_worker_that_sleeps_through_its_lease_changes_nothing(
         request.addfinalizer(frozen.wait)
         request.addfinalizer(frozen.kill)
         until(lambda: working(studio) == frozen.pid)
-        frozen.send_signal(signal.SIGSTOP)
+        until(lambda: frozen_between_writes(frozen))
         servers(lease_s=4.0)
         until(lambda: studio.jobs.get(job.id).attempts == 2, 60)
         frozen.send_signal(signal.SIGCONT)
