@@ -20,7 +20,7 @@ from sojourn.errors import InvalidInput, NotFound, SojournError
 from sojourn.http.answers import Refusal, language, refused, statuses
 from sojourn.http.images import editable, encoded, mean, parts, size_of, wanted
 from sojourn.http.site import Site, owner, site
-from sojourn.http.waiting import Stream, begun, failure, fault, pinging, sse, waited
+from sojourn.http.waiting import STREAMED, Stream, begun, failure, fault, pinging, sse, waited
 from sojourn.schema import Card
 from sojourn.studio.asks import DEFAULT
 from sojourn.studio.gallery import Wanted
@@ -180,7 +180,7 @@ def _seconds(written: str) -> int:
 # Images
 
 
-@router.post("/images/generations", responses=statuses(404, 415), response_model=ImagesOut)
+@router.post("/images/generations", responses=STREAMED | statuses(404, 415), response_model=ImagesOut)
 async def generate(ask: ImagesAsk, request: Request) -> Any:
     """Pictures from words; with `stream` as events, partial images from the walk among them."""
     return await _answered(request, "generate", ask, _request(ask), "image_generation")
@@ -189,7 +189,7 @@ async def generate(ask: ImagesAsk, request: Request) -> Any:
 FIELDS = PictureAsk.model_json_schema()["properties"]
 
 
-@router.post("/images/edits", responses=statuses(404, 415), response_model=ImagesOut,
+@router.post("/images/edits", responses=STREAMED | statuses(404, 415), response_model=ImagesOut,
              openapi_extra=wanted(FIELDS, edits=True))  # fmt: skip
 async def edit(request: Request) -> Any:
     """Pictures from pictures: multipart with `image` (or several `image[]`) and `mask`, or JSON with data URLs.

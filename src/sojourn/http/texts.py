@@ -14,7 +14,7 @@ from sojourn.errors import NotFound, SojournError, Unsupported
 from sojourn.http.answers import Refusal, language, refused, statuses
 from sojourn.http.logprobs import ChatLogprobs, TextLogprobs, of_chat, of_completion
 from sojourn.http.site import Site, site
-from sojourn.http.waiting import Stream, begun, failure, fault, let_go, pinging, sse, waited
+from sojourn.http.waiting import STREAMED, Stream, begun, failure, fault, let_go, pinging, sse, waited
 from sojourn.studio.asks import writes
 from sojourn.studio.ledger import Job
 
@@ -193,7 +193,7 @@ class ChatOut(BaseModel):
     usage: Counts
 
 
-@router.post("/completions", responses=statuses(404, 415), response_model=CompletionOut)
+@router.post("/completions", responses=STREAMED | statuses(404, 415), response_model=CompletionOut)
 async def complete(ask: CompletionAsk, request: Request) -> Any:
     """Text that goes on from a prompt; with `stream` in chunks of whole characters."""
     if ask.best_of is not None and ask.best_of < (ask.n or 1):
@@ -216,7 +216,7 @@ async def complete(ask: CompletionAsk, request: Request) -> Any:
     return CompletionOut(**_head("cmpl", jobs, ask), choices=choices, usage=_counts(ended, ask.n or 1))
 
 
-@router.post("/chat/completions", responses=statuses(404, 415), response_model=ChatOut)
+@router.post("/chat/completions", responses=STREAMED | statuses(404, 415), response_model=ChatOut)
 async def chat(ask: ChatAsk, request: Request) -> Any:
     """What follows a talk; with `stream` in chunks of whole characters."""
     ask.max_tokens = ask.max_completion_tokens or ask.max_tokens

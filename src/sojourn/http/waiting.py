@@ -43,6 +43,10 @@ def failure(job: Job, param: str) -> Refusal:
     return told
 
 
+STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+"""What the document says beside JSON of routes that answer with a Stream where one is asked for."""
+
+
 class Stream(StreamingResponse):
     """Server-sent events of jobs that nobody wants when the reader is gone."""
 
