@@ -22,6 +22,20 @@ TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permis
          429: "rate_limit_error"}  # fmt: skip
 RETRY_S = 5
 """When to try again what failed for now."""
+EVENTS: dict[str, Any] = {
+    "text/event-stream": {
+        "schema": {
+            "type": "object",
+            "properties": {
+                "data": {"type": "string", "description": "JSON; `[DONE]` ends a stream of chunks"},
+                "event": {"type": "string"},
+                "id": {"type": "string", "description": "For `Last-Event-ID`"},
+                "retry": {"type": "integer", "description": "Milliseconds"},
+            },
+        }
+    }
+}
+"""What the document says of a stream of server-sent events: the fields of each."""
 
 
 class Fault(BaseModel):

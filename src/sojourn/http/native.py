@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 
 from sojourn import card, config, registry, safefile
 from sojourn.card import home
-from sojourn.http.answers import Refusal, in_words, language, statuses
+from sojourn.http.answers import EVENTS, Refusal, in_words, language, statuses
 from sojourn.http.site import holds, owner, site
 from sojourn.schema import Card
 from sojourn.studio.asks import ASKS
@@ -193,9 +193,7 @@ def _whose(request: Request) -> str | None:
 
 
 LastId = Annotated[str | None, Header(alias="Last-Event-ID", max_length=20, pattern=r"^\d{1,19}$")]
-STREAM: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Events as they happen"}
-}
+STREAM: dict[int | str, dict[str, Any]] = {200: {"content": EVENTS, "description": "Events as they happen"}}
 
 
 @router.get("/api/v1/jobs/{id}/events", responses={**statuses(404), **STREAM}, response_class=StreamingResponse)

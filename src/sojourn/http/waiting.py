@@ -14,7 +14,7 @@ from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from sojourn.errors import InvalidInput, NotFound, Unsupported
-from sojourn.http.answers import Refusal, body, kept, refused, said
+from sojourn.http.answers import EVENTS, Refusal, body, kept, refused, said
 from sojourn.http.site import Site, owner, site
 from sojourn.studio.ledger import Happened, Job
 
@@ -43,7 +43,7 @@ def failure(job: Job, param: str) -> Refusal:
     return told
 
 
-STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": EVENTS}}
 """What the document says beside JSON of routes that answer with a Stream where one is asked for."""
 
 
