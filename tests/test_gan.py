@@ -16,7 +16,15 @@ from torch.nn import functional as F
 
 from sojourn.diffusion.langevin import walk
 from sojourn.errors import ConfigError, InvalidInput, Unsupported
-from sojourn.families.dcgan import DCGAN, DCGANConfig, DCGANOptions, classification, least_squares_d, least_squares_g
+from sojourn.families.dcgan import (
+    DCGAN,
+    DCGANConfig,
+    DCGANOptions,
+    classification,
+    least_squares_d,
+    least_squares_g,
+    mismatched,
+)
 from sojourn.nets import losses
 from sojourn.nets.conv import Discriminator, Generator
 from sojourn.nets.spectral import advance, normalised
@@ -364,6 +372,42 @@ def test_d_loss_is_the_sum_of_its_terms():
     torch.testing.assert_close(loss.value.detach(), value.detach())
 
 
+@pytest.mark.parametrize("id", ["dcgan", "lsgan", "sngan"])
+def test_real_pictures_of_something_else_count_as_drawn_ones(id: str):
+    """Reed et al. 2016, algorithm 1: log s_r + (log (1 - s_w) + log (1 - s_f)) / 2, in each loss's own terms."""
+    family = gan(family=id, matching=True, penalty=0.0, label_drop=0.0).train()
+    assert not family.splittable
+    data = batch()
+    labels = torch.tensor([[1], [2], [2], [5], [-1], [7]])
+    data = Batch(data.x, Cond(labels=labels), data.weight)
+    torch.manual_seed(5)
+    value = family.loss("D", data, 0).value
+    torch.manual_seed(5)
+    with torch.no_grad():
+        fake = family.D(family.G(torch.randn(6, family.config.z_dim), data.cond), data.cond)
+        right = family.D(data.x, data.cond)
+        wrong = family.D(data.x, Cond(labels=labels[[5, 0, 1, 2, 3, 4]]))
+    real, drawn = {
+        "dcgan": (lambda s: F.softplus(-s), F.softplus),
+        "lsgan": (lambda s: (s - 1) ** 2 / 2, lambda s: s**2 / 2),
+        "sngan": (lambda s: (1 - s).clamp(min=0), lambda s: (1 + s).clamp(min=0)),
+    }[id]
+    expected = real(right) + (drawn(fake) + drawn(wrong)) / 2
+    alone = real(right) + drawn(fake)
+    expected[2], expected[5] = alone[2], alone[5]  # its neighbour asks for the same; for nothing
+    torch.testing.assert_close(value.detach(), expected)
+
+
+def test_a_neighbour_that_asks_for_something_else():
+    assert mismatched(Cond()) is None
+    text = torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.0, 0.0], [2.0, 1.0]])
+    other, differs = mismatched(Cond(pooled=text))
+    torch.testing.assert_close(other.pooled, text[[3, 0, 1, 2]])
+    assert differs.tolist() == [True, False, True, False]
+    _, differs = mismatched(Cond(labels=torch.tensor([[0, 1], [0, 2], [0, 2], [-1, -1]])))
+    assert differs.tolist() == [False, True, False, True]
+
+
 @pytest.mark.parametrize("id", ["lsgan", "sngan"])
 def test_both_sides_of_each_loss(id: str):
     family = gan(family=id, penalty=0.0, label_drop=0.0).train()
@@ -596,6 +640,8 @@ def test_what_several_and_named_cannot_be_is_refused():
         gan(PLAIN, conditioning="auxiliary")
     with pytest.raises(ConfigError, match="want net dcgan"):
         gan(family="sngan", generators=2)
+    with pytest.raises(ConfigError, match="use projection"):
+        gan(conditioning="auxiliary", matching=True)
 
 
 def test_a_seed_decides_which_of_several_generators_draws():

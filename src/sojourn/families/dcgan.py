@@ -70,6 +70,9 @@ class DCGANConfig(GANConfig):
     conditioning: Literal["projection", "auxiliary"] = "projection"
     """How the discriminator uses classes. projection: it asks whether picture and class (or text) belong together.
     auxiliary: it names the class of pictures, real and drawn."""
+    matching: bool = False
+    """projection: whether real pictures shown with another row's class or text count as drawn ones, so that D looks
+    at what was asked for (Reed et al. 2016)."""
     discriminators: int = Field(1, ge=1, le=16)
     """Discriminators that all judge each picture; the generator listens most to the harshest."""
     generators: int = Field(1, ge=1, le=64)
@@ -181,6 +184,9 @@ class DCGAN(GAN):
                 'conditioning "auxiliary" needs two classes at least, and the set has one; use projection'
             )
         c = config
+        if c.matching and c.conditioning == "auxiliary":
+            raise ConfigError("matching asks whether picture and class belong together, which auxiliary leaves out; "
+                              "use projection")  # fmt: skip
         self.G: Generator | ResGenerator
         if c.net == "resnet":
             self.G = ResGenerator(spec, c.z_dim, c.width, c.max_width, c.g_norm)
@@ -204,8 +210,8 @@ class DCGAN(GAN):
 
     @property
     def splittable(self) -> bool:  # type: ignore[override]
-        """Batch norm sees its whole batch."""
-        return "batch" not in (self.config.g_norm, self.config.d_norm)
+        """Batch norm sees its whole batch, and with `matching` a row its neighbour's condition."""
+        return "batch" not in (self.config.g_norm, self.config.d_norm) and not self.config.matching
 
     def phases(self) -> list[Phase]:
         return [Phase("D", ("D",), repeat=self.config.n_critic), Phase("G", ("G",))]
@@ -218,6 +224,7 @@ class DCGAN(GAN):
 
     def _loss_d(self, real: Tensor, z: Tensor, cond: Cond, which: Tensor | None) -> Loss:
         config = self.config
+        wrong = mismatched(cond) if config.matching else None
         with torch.no_grad():
             fake = self.augmented(self._draw(z, cond, which))
         real = self.augmented(real)
@@ -225,8 +232,14 @@ class DCGAN(GAN):
             real = real.detach().requires_grad_(True)
         values, logs = [], []
         for critic in self.critics:
-            (real_score, real_said), (fake_score, fake_said) = critic.judge(real, cond), critic.judge(fake, cond)
+            (fake_score, fake_said), h = critic.judge(fake, cond), critic.features(real)
+            real_score, real_said = critic.score(h, cond), [head(h) for head in critic.heads]
             value = TERMS[config.loss][0](real_score, fake_score)
+            if wrong is not None:
+                # Source: Reed et al. 2016, algorithm 1, line 8.
+                other, differs = wrong
+                matched = TERMS[config.loss][0](real_score, critic.score(h, other))
+                value = torch.where(differs, 0.5 * (value + matched), value)
             log = {"score/real": real_score.detach(), "score/fake": fake_score.detach(), "loss/D": value.detach()}
             if config.penalty > 0:
                 penalty = self._penalty(critic, real, real_score, fake, cond)
@@ -327,3 +340,14 @@ def classification(said: Sequence[Tensor], cond: Cond) -> Tensor:
         for logits, column in zip(said, columns, strict=False)
     ]
     return torch.stack(terms).sum(dim=0)
+
+
+def mismatched(cond: Cond) -> tuple[Cond, Tensor] | None:
+    """The condition of each row's neighbour, and the rows (b,) where it asks for something else; None without any."""
+    other = cond[torch.arange(cond.rows).roll(1)]
+    differs, given = [], []
+    for mine, theirs, nothing in ((cond.labels, other.labels, -1), (cond.pooled, other.pooled, 0)):
+        if mine is not None and theirs is not None:
+            differs.append(torch.ne(mine, theirs).any(dim=1))
+            given.append(torch.ne(theirs, nothing).any(dim=1))
+    return (other, torch.stack(differs).any(dim=0) & torch.stack(given).any(dim=0)) if given else None

@@ -127,12 +127,21 @@ class Critic(nn.Module):
 
     def judge(self, x: Tensor, cond: Cond) -> tuple[Tensor, list[Tensor]]:
         """(b c h w) to scores (b,), logits or a critic's values, and to the logits of each head, (b, answers)."""
-        h = self.body(x).flatten(1)
-        score = self.out(h)[:, 0]
-        if self.embed is not None and self.project is not None:
-            vector, _, _ = self.embed(cond, x.shape[0])
-            score = score + self.scale * (self.project(h) * vector).sum(dim=1)
-        return score, [head(h) for head in self.heads]
+        h = self.features(x)
+        return self.score(h, cond), [head(h) for head in self.heads]
+
+    def features(self, x: Tensor) -> Tensor:
+        """(b c h w) to (b, d)."""
+        out: Tensor = self.body(x).flatten(1)
+        return out
+
+    def score(self, h: Tensor, cond: Cond) -> Tensor:
+        """Features (b, d) to scores (b,)."""
+        score: Tensor = self.out(h)[:, 0]
+        if self.embed is None or self.project is None:
+            return score
+        vector, _, _ = self.embed(cond, h.shape[0])
+        return score + self.scale * (self.project(h) * vector).sum(dim=1)
 
 
 class Discriminator(Critic):
