@@ -216,7 +216,7 @@ EDM_SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"width": 16, "levels": (1, 2), "depth": 1, "heads": 2, "attend": 4},
     "digits": {"width": 32, "levels": (1, 2), "depth": 1, "heads": 2},
     "32": {"width": 48, "levels": (1, 2, 3), "depth": 1, "heads": 4},
-    "64": {"width": 32, "levels": (1, 2, 3, 4), "depth": 1, "heads": 4},
+    "64": {"width": 16, "levels": (1, 2, 4, 8), "depth": 1, "heads": 4},
 }
 
 
