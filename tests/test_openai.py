@@ -561,6 +561,11 @@ def test_a_text_as_a_stream(client: openai.OpenAI, server: Server) -> None:
     assert raw.text.endswith("\n\ndata: [DONE]\n\n")
     assert "\nid:" not in raw.text
     assert "usage" not in raw.text
+    document = httpx.get(f"{server.url}/api/openapi.json", headers=headers, timeout=PATIENCE_S).json()
+    told = document["paths"]["/v1/completions"]["post"]["responses"]["200"]["content"]["text/event-stream"]["schema"]
+    assert told["type"] == "object"
+    for event in raw.text.removesuffix("\n\n").split("\n\n"):
+        assert {line.partition(":")[0] for line in event.splitlines()} <= set(told["properties"])
 
 
 def test_a_chat(client: openai.OpenAI) -> None:
