@@ -23,8 +23,8 @@ from sojourn.families.dcgan import (
     classification,
     least_squares_d,
     least_squares_g,
-    mismatched,
 )
+from sojourn.families.gan import mismatched
 from sojourn.nets import losses
 from sojourn.nets.conv import Discriminator, Generator
 from sojourn.nets.spectral import advance, normalised
@@ -396,6 +396,37 @@ def test_real_pictures_of_something_else_count_as_drawn_ones(id: str):
     alone = real(right) + drawn(fake)
     expected[2], expected[5] = alone[2], alone[5]  # its neighbour asks for the same; for nothing
     torch.testing.assert_close(value.detach(), expected)
+
+
+@pytest.mark.parametrize("id", ["biggan", "stylegan2", "r3gan"])
+def test_other_gans_count_them_as_drawn_ones_too(id: str):
+    kinds = get("family", id).cls
+    families = []
+    for matching in (False, True):
+        torch.manual_seed(0)
+        settings = {**preset(id, "tiny"), "label_drop": 0.0, "matching": matching}
+        families.append(
+            kinds(kinds.Config(**({**settings, "gamma": 0.0} if id == "r3gan" else settings)), CLASSES).eval()
+        )
+    asks = families[1]
+    assert not asks.splittable
+    labels = torch.tensor([[1], [2], [2], [5], [-1], [7], [0], [3]])
+    data = Batch(torch.randn(8, 3, 8, 8), Cond(labels=labels), torch.ones(8))
+    values = []
+    for family in families:
+        torch.manual_seed(5)
+        values.append(family.loss("D", data, 0).value.detach())
+    with torch.no_grad():
+        right, wrong = asks.D(data.x, data.cond), asks.D(data.x, Cond(labels=labels.roll(1, 0)))
+    against = {
+        "biggan": (1 - right).clamp(min=0) + (1 + wrong).clamp(min=0),
+        "stylegan2": F.softplus(-right) + F.softplus(wrong),
+        "r3gan": F.softplus(wrong - right),
+    }[id]
+    expected = (values[0] + against) / 2
+    for row in (2, 5):  # its neighbour asks for the same; for nothing
+        expected[row] = values[0][row]
+    torch.testing.assert_close(values[1], expected)
 
 
 def test_a_neighbour_that_asks_for_something_else():

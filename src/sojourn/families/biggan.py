@@ -101,7 +101,8 @@ class BigGenerator(nn.Module):
             )
         self.parts = [config.z_dim - part * (len(widths) - 1)] + [part] * (len(widths) - 1)
         dim = part + (COND_DIM if self.embed is not None else 0)
-        self.project = nn.Linear(self.parts[0], widths[0] * self.coarsest**2)
+        # The class is in the first map too, as in BigGAN-deep (app. B): it lays out, norms only tint.
+        self.project = nn.Linear(self.parts[0] + dim - part, widths[0] * self.coarsest**2)
         self.blocks = nn.ModuleList(Up(cin, cout, config.g_norm, dim) for cin, cout in pairwise(widths))
         sides = [self.coarsest * 2 ** (i + 1) for i in range(len(self.blocks))]
         self.attention = nn.ModuleDict(
@@ -115,6 +116,7 @@ class BigGenerator(nn.Module):
     def forward(self, z: Tensor, cond: Cond) -> Tensor:
         first, *parts = z.split(self.parts, dim=1)
         vector = None if self.embed is None else self.embed(cond, z.shape[0])[0]
+        first = first if vector is None else torch.cat([first, vector], dim=1)
         h = self.project(first).view(z.shape[0], -1, self.coarsest, self.coarsest)
         for i, (block, part) in enumerate(zip(self.blocks, parts, strict=True)):
             h = block(h, part if vector is None else torch.cat([part, vector], dim=1))
@@ -148,11 +150,14 @@ class BigDiscriminator(nn.Module):
         normalised(self, but=(nn.Embedding,))
 
     def forward(self, x: Tensor, cond: Cond) -> Tensor:
-        h = self.body(x)  # (b, d)
+        return self.score(self.body(x), cond)
+
+    def score(self, h: Tensor, cond: Cond) -> Tensor:
+        """Features (b, d) to scores (b,)."""
         score: Tensor = self.out(h)[:, 0]
         if self.embed is None:
             return score
-        return score + (self.embed(cond, x.shape[0])[0] * h).sum(dim=1)
+        return score + (self.embed(cond, h.shape[0])[0] * h).sum(dim=1)
 
 
 @register(
@@ -186,8 +191,8 @@ class BigGAN(GAN):
 
     @property
     def splittable(self) -> bool:  # type: ignore[override]
-        """Batch norm sees its whole batch."""
-        return self.config.g_norm != "batch"
+        """Batch norm sees its whole batch, and with `matching` a row its neighbour's condition."""
+        return self.config.g_norm != "batch" and not self.config.matching
 
     def phases(self) -> list[Phase]:
         return [Phase("D", ("D",), repeat=self.config.n_critic), Phase("G", ("G",))]
@@ -198,8 +203,13 @@ class BigGAN(GAN):
         if phase == "D":
             with torch.no_grad():
                 fake = self.G(z, cond)
-            real_score, fake_score = self.D(self.augmented(batch.x), cond), self.D(self.augmented(fake), cond)
-            value = losses.hinge_d(real_score, fake_score)
+            h, fake_score = self.D.body(self.augmented(batch.x)), self.D(self.augmented(fake), cond)
+            real_score = self.D.score(h, cond)
+            value = self.matched(
+                losses.hinge_d(real_score, fake_score),
+                cond,
+                lambda other: losses.hinge_d(real_score, self.D.score(h, other)),
+            )
             logs = {"score/real": real_score.detach(), "score/fake": fake_score.detach(), "loss/D": value.detach()}
             return Loss(value, logs, stats=self.ada_statistics(real_score))
         value = losses.hinge_g(self.D(self.augmented(self.G(z, cond)), cond))

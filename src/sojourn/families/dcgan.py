@@ -6,6 +6,7 @@ Knows nothing about files or prompts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -70,9 +71,6 @@ class DCGANConfig(GANConfig):
     conditioning: Literal["projection", "auxiliary"] = "projection"
     """How the discriminator uses classes. projection: it asks whether picture and class (or text) belong together.
     auxiliary: it names the class of pictures, real and drawn."""
-    matching: bool = False
-    """projection: whether real pictures shown with another row's class or text count as drawn ones, so that D looks
-    at what was asked for (Reed et al. 2016)."""
     discriminators: int = Field(1, ge=1, le=16)
     """Discriminators that all judge each picture; the generator listens most to the harshest."""
     generators: int = Field(1, ge=1, le=64)
@@ -224,7 +222,6 @@ class DCGAN(GAN):
 
     def _loss_d(self, real: Tensor, z: Tensor, cond: Cond, which: Tensor | None) -> Loss:
         config = self.config
-        wrong = mismatched(cond) if config.matching else None
         with torch.no_grad():
             fake = self.augmented(self._draw(z, cond, which))
         real = self.augmented(real)
@@ -235,11 +232,7 @@ class DCGAN(GAN):
             (fake_score, fake_said), h = critic.judge(fake, cond), critic.features(real)
             real_score, real_said = critic.score(h, cond), [head(h) for head in critic.heads]
             value = TERMS[config.loss][0](real_score, fake_score)
-            if wrong is not None:
-                # Source: Reed et al. 2016, algorithm 1, line 8.
-                other, differs = wrong
-                matched = TERMS[config.loss][0](real_score, critic.score(h, other))
-                value = torch.where(differs, 0.5 * (value + matched), value)
+            value = self.matched(value, cond, partial(self._against, critic, h, real_score))
             log = {"score/real": real_score.detach(), "score/fake": fake_score.detach(), "loss/D": value.detach()}
             if config.penalty > 0:
                 penalty = self._penalty(critic, real, real_score, fake, cond)
@@ -286,6 +279,10 @@ class DCGAN(GAN):
     @property
     def several(self) -> bool:
         return self.config.generators > 1
+
+    def _against(self, critic: Critic, h: Tensor, real_score: Tensor, other: Cond) -> Tensor:
+        """D's loss (b,) when pictures of features h (b, d) are taken for drawn ones under another condition."""
+        return TERMS[self.config.loss][0](real_score, critic.score(h, other))
 
     def _draw(self, z: Tensor, cond: Cond, which: Tensor | None) -> Tensor:
         out: Tensor = self.G(z, cond) if which is None else self.G(z, cond, which)
@@ -340,14 +337,3 @@ def classification(said: Sequence[Tensor], cond: Cond) -> Tensor:
         for logits, column in zip(said, columns, strict=False)
     ]
     return torch.stack(terms).sum(dim=0)
-
-
-def mismatched(cond: Cond) -> tuple[Cond, Tensor] | None:
-    """The condition of each row's neighbour, and the rows (b,) where it asks for something else; None without any."""
-    other = cond[torch.arange(cond.rows).roll(1)]
-    differs, given = [], []
-    for mine, theirs, nothing in ((cond.labels, other.labels, -1), (cond.pooled, other.pooled, 0)):
-        if mine is not None and theirs is not None:
-            differs.append(torch.ne(mine, theirs).any(dim=1))
-            given.append(torch.ne(theirs, nothing).any(dim=1))
-    return (other, torch.stack(differs).any(dim=0) & torch.stack(given).any(dim=0)) if given else None

@@ -23,6 +23,9 @@ class GANConfig(BaseConfig):
 
     label_drop: float = Field(0.1, ge=0, le=1)
     """Share of training rows that lose their condition, so that drawing without one is learned. 0 = off."""
+    matching: bool = False
+    """Whether real pictures shown with another row's class or text count as drawn ones, so that the discriminator looks
+    at what was asked for (Reed et al. 2016)."""
     augment: Literal["none", "diff", "ada"] = "none"
     """How pictures are changed before the discriminator sees them, for sets of a few thousand or fewer. diff: always
     (DiffAugment). ada: as often as overfitting asks for."""
@@ -60,6 +63,18 @@ class GAN(Family):
     def dropped(self, batch: Batch) -> Cond:
         """The batch's condition, emptied in some rows."""
         return batch.cond.drop(self.config.label_drop) if conditional(self.spec) else batch.cond
+
+    def matched(self, value: Tensor, cond: Cond, against: Callable[[Cond], Tensor]) -> Tensor:
+        """D's loss (b,), in equal parts of drawn pictures and of real ones that were asked for in other words.
+
+        against: D's loss when its pictures of another condition are taken for drawn ones. Source: Reed et al. 2016,
+        algorithm 1, line 8.
+        """
+        wrong = mismatched(cond) if self.config.matching else None
+        if wrong is None:
+            return value
+        other, differs = wrong
+        return torch.where(differs, 0.5 * (value + against(other)), value)
 
     def augmented(self, x: Tensor) -> Tensor:
         """Pictures (b c h w) as the discriminator sees them."""
@@ -99,3 +114,14 @@ class GAN(Family):
         if options.critic:
             guides = [*guides, Guide("critic", energy=lambda x, cond: -options.critic * self.verdict(x, cond))]
         yield from drawn(decode, z, cond, guides, noise, options)
+
+
+def mismatched(cond: Cond) -> tuple[Cond, Tensor] | None:
+    """The condition of each row's neighbour, and the rows (b,) where it asks for something else; None without any."""
+    other = cond[torch.arange(cond.rows).roll(1)]
+    differs, given = [], []
+    for mine, theirs, nothing in ((cond.labels, other.labels, -1), (cond.pooled, other.pooled, 0)):
+        if mine is not None and theirs is not None:
+            differs.append(torch.ne(mine, theirs).any(dim=1))
+            given.append(torch.ne(theirs, nothing).any(dim=1))
+    return (other, torch.stack(differs).any(dim=0) & torch.stack(given).any(dim=0)) if given else None

@@ -127,22 +127,27 @@ def trunk(widths: list[int], config: R3GANConfig, up: bool) -> nn.Sequential:
 
 
 class R3Generator(nn.Module):
-    """z (b, z_dim) and a condition to pictures (b c h w): a learned 4x4 map, scaled channel by channel, and upwards."""
+    """z (b, z_dim) and a condition to pictures (b c h w), by a map of 4x4 that both lay out, and upwards.
+
+    Against Huang et al. 2024, where they scale the channels of one learnt map: that way a small net draws one shape for
+    all classes long before it hears of them.
+    """
 
     def __init__(self, spec: DataSpec, config: R3GANConfig) -> None:
         super().__init__()
         coarsest, widths = widths_of(spec, config)
         self.embed = embedding(spec, COND_DIM) if conditional(spec) else None
-        self.basis = nn.Parameter(torch.randn(widths[0], coarsest, coarsest))
-        self.scale = nn.Linear(config.z_dim + (COND_DIM if self.embed is not None else 0), widths[0], bias=False)
-        scaled(self.scale, 1.0, SLOPE_OF_LINEAR)
+        self.coarsest = coarsest
+        features = config.z_dim + (COND_DIM if self.embed is not None else 0)
+        self.first = nn.Linear(features, widths[0] * coarsest**2, bias=False)
+        scaled(self.first, 1.0, SLOPE_OF_LINEAR)
         self.body = trunk(widths, config, up=True)
         self.out = Conv2d(widths[-1], spec.shape[0], 1, bias=False)
         scaled(self.out, 1.0, SLOPE_OF_LINEAR)
 
     def forward(self, z: Tensor, cond: Cond) -> Tensor:
-        scale = self.scale(with_condition(self.embed, z, cond))  # (b, c)
-        out: Tensor = self.out(self.body(self.basis * scale[:, :, None, None]))
+        h = self.first(with_condition(self.embed, z, cond)).view(len(z), -1, self.coarsest, self.coarsest)
+        out: Tensor = self.out(self.body(h))
         return out
 
 
@@ -164,11 +169,18 @@ class R3Discriminator(nn.Module):
             scaled(layer, 1.0, SLOPE_OF_LINEAR)
 
     def forward(self, x: Tensor, cond: Cond) -> Tensor:
-        h: Tensor = self.out(self.gather(self.body(self.enter(x))).flatten(1))
+        return self.score(self.features(x), cond)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Pictures to what is asked of the condition, (b, COND_DIM), or to scores (b, 1)."""
+        out: Tensor = self.out(self.gather(self.body(self.enter(x))).flatten(1))
+        return out
+
+    def score(self, h: Tensor, cond: Cond) -> Tensor:
+        """Features to scores (b,)."""
         if self.embed is None:
             return h[:, 0]
-        vector = self.embed(cond, x.shape[0])[0]
-        return (h * vector).sum(dim=1) / math.sqrt(COND_DIM)
+        return (h * self.embed(cond, h.shape[0])[0]).sum(dim=1) / math.sqrt(COND_DIM)
 
 
 @register(
@@ -196,6 +208,11 @@ class R3GAN(GAN):
         self.G = R3Generator(spec, config)
         self.D = R3Discriminator(spec, config)
 
+    @property
+    def splittable(self) -> bool:  # type: ignore[override]
+        """With `matching` a row sees its neighbour's condition."""
+        return not self.config.matching
+
     def phases(self) -> list[Phase]:
         return [Phase("D", ("D",)), Phase("G", ("G",))]
 
@@ -209,8 +226,10 @@ class R3GAN(GAN):
         with torch.no_grad():
             real, fake = self.augmented(batch.x).detach(), self.augmented(self.G(z, cond))
         real, fake = real.requires_grad_(True), fake.requires_grad_(True)
-        real_score, fake_score = self.D(real, cond), self.D(fake, cond)
+        h, fake_score = self.D.features(real), self.D(fake, cond)
+        real_score = self.D.score(h, cond)
         value = F.softplus(fake_score - real_score)
+        value = self.matched(value, cond, lambda other: F.softplus(self.D.score(h, other) - real_score))
         logs = {"score/real": real_score.detach(), "score/fake": fake_score.detach(), "loss/D": value.detach()}
         if self.config.gamma:
             # Source: Huang et al. 2024, eq. 3 (R1 on real pictures, R2 on drawn ones).

@@ -129,8 +129,13 @@ class StyleGAN2(GAN):
         if phase == "D":
             with torch.no_grad():
                 fake = self.G.synthesis(self._mixed(cond, len(batch)), self._eps(len(batch)))
-            real_score, fake_score = self.D(self.augmented(batch.x), cond), self.D(self.augmented(fake), cond)
-            value = losses.logistic_d(real_score, fake_score)
+            h, fake_score = self.D.features(self.augmented(batch.x)), self.D(self.augmented(fake), cond)
+            real_score = self.D.score(h, cond)
+            value = self.matched(
+                losses.logistic_d(real_score, fake_score),
+                cond,
+                lambda other: losses.logistic_d(real_score, self.D.score(h, other)),
+            )
             logs = {"score/real": real_score.detach(), "score/fake": fake_score.detach(), "loss/D": value.detach()}
             return Loss(value, logs, stats=self.ada_statistics(real_score))
         styles = self._mixed(cond, len(batch))

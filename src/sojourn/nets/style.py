@@ -185,14 +185,22 @@ class StyleDiscriminator(nn.Module):
         self.out = EqualLinear(widths[-1], COND_DIM if self.embed is not None else 1)
 
     def forward(self, x: Tensor, cond: Cond) -> Tensor:
+        return self.score(self.features(x), cond)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Pictures to what is asked of the condition, (b, COND_DIM), or to scores (b, 1)."""
         h = activate(self.enter(x))
         for block in self.blocks:
             h = block(h)
         h = activate(self.conv(torch.cat([h, minibatch_stddev(h)], dim=1)))
-        h = self.out(activate(self.gather(h.flatten(1))))
+        out: Tensor = self.out(activate(self.gather(h.flatten(1))))
+        return out
+
+    def score(self, h: Tensor, cond: Cond) -> Tensor:
+        """Features to scores (b,)."""
         if self.embed is None:
             return h[:, 0]
-        return (h * self.embed(cond, x.shape[0])[0]).sum(dim=1) / math.sqrt(COND_DIM)
+        return (h * self.embed(cond, h.shape[0])[0]).sum(dim=1) / math.sqrt(COND_DIM)
 
 
 class DownBlock(nn.Module):
