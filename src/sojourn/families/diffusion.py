@@ -217,6 +217,8 @@ EDM_SIZES: dict[str, dict[str, Any]] = {
     "digits": {"width": 32, "levels": (1, 2), "depth": 1, "heads": 2},
     "32": {"width": 48, "levels": (1, 2, 3), "depth": 1, "heads": 4},
     "64": {"width": 16, "levels": (1, 2, 4, 8), "depth": 1, "heads": 4},
+    # Of latents of unit variance, twice the std that the defaults are for: so is the typical noise.
+    "latent": {"width": 64, "levels": (1, 2, 2), "depth": 1, "heads": 4, "sigma_data": 1.0, "sigma_mean": -0.5},
 }
 
 
