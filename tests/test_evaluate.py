@@ -23,7 +23,7 @@ from sojourn.cli.evaluate import listed
 from sojourn.cli.main import run
 from sojourn.config import Recipe, Stage, TrainConfig
 from sojourn.data.dataset import Item, LabelColumn, PackedSet, SetInfo, SetWriter
-from sojourn.engine import Model
+from sojourn.engine import Frame, Model
 from sojourn.errors import DataError, InvalidInput, NotFound, Unsupported
 from sojourn.measure import copies, readers, report
 from sojourn.measure.augmented import classified
@@ -34,6 +34,7 @@ from sojourn.measure.judged import Judged, appoint
 from sojourn.picture import Picture
 from sojourn.schema import Part, Prompt
 from sojourn.train.build import run_recipe
+from sojourn.wishes import Request
 
 STYLES = ["noto", "twemoji", "fluent-flat", "emojione"]
 
@@ -96,7 +97,7 @@ def test_a_package_is_measured_and_measured_again_the_same(model: Model, bench: 
     assert bench.judge is not None
     judge = {"name": bench.judge.card.name, "identity": bench.judge.card.identity}
     features = {"name": "Cheap", "identity": "Cheap"}
-    about = {"set": "digits", "n": 160, "seed": 0, "steps": None, "judge": judge, "features": features}
+    about = {"set": "digits", "n": 160, "seed": 0, "options": None, "judge": judge, "features": features}
     assert {name: rows[0][name] for name in about} == about
     assert "set digits, n 160, seed 0, judge judge" in page
     assert rows[0]["metrics"] == [m.model_dump(mode="json") for m in found.metrics]
@@ -282,6 +283,23 @@ def test_variety_without_a_style_is_of_styles_and_with_one_of_seeds(
     assert not any("variety" in name for name in values(found))
 
 
+def test_everything_is_drawn_with_the_options_that_are_given(model: Model, bench: Bench) -> None:
+    few = replace(bench, judge=None, count=20, options={"steps": 1})
+    asked: list[dict[str, object]] = []
+
+    class Told(Model):
+        def walk(self, request: Request) -> Iterator[Frame]:
+            asked.append(dict(request.options))
+            return super().walk(request)
+
+    found, _ = measured(evaluate([Told(model.package)], few))
+    assert asked
+    assert all(options == {"steps": 1} for options in asked)
+    assert found.about["options"] == {"steps": 1}
+    page = report.write([found], bench.cache / "told", "told").read_text(encoding="utf-8")
+    assert "options steps=1" in page
+
+
 def test_a_judge_tells_what_it_and_the_set_both_know(
     model: Model, bench: Bench, styled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,6 +347,8 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_drawn(
         list(evaluate([never], replace(bench, asked=[("three", "3")])))
     with pytest.raises(InvalidInput, match="draws no classes"):
         list(evaluate([never, vae], bench, classifier=64))
+    with pytest.raises(InvalidInput, match="stepz"):
+        list(evaluate([never], replace(bench, options={"stepz": 3})))
     with pytest.raises(Unsupported, match="does not draw pictures"):
         list(evaluate([never, lm], bench))
     other = Bench(PackedSet(styled / "set"), Cheap(), None, 16)

@@ -103,7 +103,7 @@ def test_trains_resumes_loads_draws_and_is_measured(
     assert digest(tmp_path / "parts") == digest(tmp_path / "whole")
     model = engine.load(tmp_path / "whole" / "model" / "package")
     bench = Bench(PackedSet(tinted[channels]), Pixels(), None, 32, cache=tmp_path / "cache")
-    found = [event for event in evaluate([model], bench, None) if event.__class__.__name__ == "Findings"]
+    found = [event for event in evaluate([model], bench) if event.__class__.__name__ == "Findings"]
     if "sample" in model.family.can:
         pictures = model.imagine("3", n=2, seed=0)
         assert pictures[0].pil.mode == {1: "L", 4: "RGBA"}[channels]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sojourn.cli.draw import writable
+from sojourn.cli.draw import given_options, writable
 from sojourn.cli.say import console, follow, say, warn
 from sojourn.errors import InvalidInput
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 )
 @click.option("-n", "count", type=click.IntRange(16, 50_000), default=512, help="Pictures a group. Default: 512.")
 @click.option("--steps", type=click.IntRange(1, 1000), help="Steps of a walk. Default: the package's.")
+@click.option("-o", "--option", "more", multiple=True, metavar="NAME=VALUE", help="An option of the family.")
 @click.option("--seed", type=click.IntRange(0, 2**31), default=0, help="Seed of prompts and pictures. Default: 0.")
 @click.option(
     "--classifier",
@@ -50,6 +51,7 @@ def evaluate(
     prompts: Path | None,
     count: int,
     steps: int | None,
+    more: tuple[str, ...],
     seed: int,
     classifier: int | None,
     out: Path,
@@ -68,6 +70,7 @@ def evaluate(
     from sojourn.measure.texts import evaluate_texts
 
     found: list[Any] = []
+    options = given_options(more) | ({} if steps is None else {"steps": steps})
 
     def kept(events: Iterator[Event | Findings]) -> Iterator[Event]:
         for event in events:
@@ -91,6 +94,11 @@ def evaluate(
 
         data = PackedSet(find_set(name))
         if data.info.kind == "text":
+            if options:
+                names = ", ".join(options)
+                raise InvalidInput(
+                    '"{set}" is a set of texts, which are not drawn: leave out {names}', set=name, names=names
+                )
             models = [load(target) for target in targets]
             _ready(out)
             follow(kept(evaluate_texts(models, data, count)), as_json=False)
@@ -102,9 +110,10 @@ def evaluate(
             warn("the default judge is left out: {why}", why=left_out.localised())
         if prompts is not None:
             bench.asked = listed(prompts)
+        bench.options = options
         models = [load(target) for target in targets]
         _ready(out)
-        follow(kept(evaluate(models, bench, steps, classifier)), as_json=False)
+        follow(kept(evaluate(models, bench, classifier)), as_json=False)
         title = f"{', '.join(targets)} / {name}"
     _tell(found, out, title, as_json)
 

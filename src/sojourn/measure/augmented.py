@@ -58,7 +58,7 @@ def chosen(model: Model, bench: Bench) -> tuple[str, list[int], list[int]]:
     return column, train, held
 
 
-def classified(model: Model, bench: Bench, seen: int, found: Findings, steps: int | None = None) -> Iterator[Event]:
+def classified(model: Model, bench: Bench, seen: int, found: Findings) -> Iterator[Event]:
     """Accuracy on held-out pictures of classifiers that saw `seen` pictures: real ones, real and drawn, drawn alone.
 
     As many are drawn as there are real ones in training, of the same classes. Raises what `chosen` raises.
@@ -68,7 +68,7 @@ def classified(model: Model, bench: Bench, seen: int, found: Findings, steps: in
     at = [c.name for c in data.info.labels].index(column)
     prompts = [Prompt.plain(str(data.label_name(i, column)), data.rows[i].get("style")) for i in train]
     drawn = []
-    for picture in model.sample(prompts, bench.seed, BATCH, options={} if steps is None else {"steps": steps}):
+    for picture in model.sample(prompts, bench.seed, BATCH, options=bench.options):
         drawn.append(picture.pil)
         if len(drawn) % BATCH == 0:
             yield Progress(

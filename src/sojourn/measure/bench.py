@@ -78,6 +78,8 @@ class Bench:
     cache: Path = field(default_factory=lambda: configs.cache() / "features")
     asked: list[tuple[str, str]] = field(default_factory=list)
     """Prompts of one's own, each with the label that the judge must find in what is drawn."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of the family that everything is drawn with, before each package's own."""
 
     def __post_init__(self) -> None:
         if self.data.info.kind != "image":
@@ -139,12 +141,13 @@ class Bench:
             chinese.append(HAN.search(text) is not None)
         return out, np.array(chinese)
 
-    def about(self, steps: int | None) -> dict[str, Any]:
-        """What a reader needs to tell whether two measurements may be compared; steps None = each package's own."""
+    def about(self) -> dict[str, Any]:
+        """What a reader needs to tell whether two measurements may be compared."""
         judge = self.judge and {"name": self.judge.card.name, "identity": self.judge.card.identity}
         features = {"name": self.features.name, "identity": self.features.identity}
         name = self.data.info.name
-        return {"set": name, "n": self.count, "seed": self.seed, "steps": steps, "judge": judge, "features": features}
+        told = {"set": name, "n": self.count, "seed": self.seed, "options": self.options or None}
+        return {**told, "judge": judge, "features": features}
 
     def families(self, rows: np.ndarray) -> list[str]:
         """The group of each row: rows of one are not independent."""

@@ -24,6 +24,7 @@ from sojourn.measure.features import embed
 from sojourn.measure.judged import Judged
 from sojourn.schema import Event, Log, Progress, Prompt
 from sojourn.vocabulary import HAN
+from sojourn.wishes import Request
 
 SEEDS = 8
 """Pictures of one prompt, for diversity."""
@@ -31,9 +32,7 @@ ASKED_SEEDS = 4
 """Pictures of one prompt of one's own."""
 
 
-def evaluate(
-    models: Sequence[Model], bench: Bench, steps: int | None = None, classifier: int | None = None
-) -> Iterator[Event | Findings]:
+def evaluate(models: Sequence[Model], bench: Bench, classifier: int | None = None) -> Iterator[Event | Findings]:
     """Measure each model; yields progress, what was left out and why, and Findings per model.
 
     classifier: pictures that classifiers see, to tell whether drawn ones help; None = not asked. Raises, before
@@ -49,18 +48,18 @@ def evaluate(
     if judge is None:
         yield Log(level="warning", text="no judge: R@1 and style accuracy are left out (sojourn train judge)")
     for model in models:
-        found = Findings(model.card.name, model.card.identity, bench.about(steps))
+        found = Findings(model.card.name, model.card.identity, bench.about())
         if "sample" in model.family.can:
             seen = next((group for group in groups if group.name == "seen"), None)
             against = yield from copies.prepare(model, bench, seen, found)
             for group in groups:
-                yield from _group(model, group, bench, judge, against, found, steps)
-            yield from _variety(model, bench, found, steps)
+                yield from _group(model, group, bench, judge, against, found)
+            yield from _variety(model, bench, found)
             if judge is not None and asked:
-                yield from _asked(model, bench, judge, asked, found, steps)
+                yield from _asked(model, bench, judge, asked, found)
         yield from readers.read(model, groups, bench, found)
         if classifier is not None:
-            yield from classified(model, bench, classifier, found, steps)
+            yield from classified(model, bench, classifier, found)
         yield found
 
 
@@ -70,6 +69,7 @@ def _check(model: Model, groups: Sequence[Group], bench: Bench, asked: Sequence[
         can = ", ".join(model.card.can)
         raise Unsupported('"{name}" does not draw pictures; it can {can}', name=model.card.name, can=can)
     if "sample" in model.family.can:
+        model.options(Request([], [], bench.options))
         columns = getattr(model.package.conditioner, "columns", None)
         prompts = [prompt for group in groups for prompt in _prompts(model, bench, group.rows)[0]]
         if asked:
@@ -91,13 +91,12 @@ def _group(
     judge: Judged | None,
     against: copies.Copies | None,
     found: Findings,
-    steps: int | None,
 ) -> Iterator[Event]:
     """Scores of one group's prompts."""
     prompts, chinese = _prompts(model, bench, group.rows)
     begun = time.monotonic()
     drawn = []
-    for part in drawings(model, prompts, bench, steps):
+    for part in drawings(model, prompts, bench):
         drawn.append(part)
         yield Progress(
             done=sum(map(len, drawn)), total=len(prompts), unit="pictures", text=f"{found.name}, {group.name}"
@@ -133,7 +132,7 @@ def _group(
         copies.measure(against, group, fakes, b, bench, found)
 
 
-def _variety(model: Model, bench: Bench, found: Findings, steps: int | None) -> Iterator[Event]:
+def _variety(model: Model, bench: Bench, found: Findings) -> Iterator[Event]:
     """How far apart the pictures of one prompt are: without a style, against the real styles of that concept; and in
     one style, where nothing but the seed differs.
     """
@@ -158,8 +157,8 @@ def _variety(model: Model, bench: Bench, found: Findings, steps: int | None) -> 
         text = _prompts(model, bench, np.array(several[:1]))[0][0].text
         for asked, values in ours.items():
             yield Progress(done=at, total=len(picked), unit="prompts", text=f"{found.name}, variety")
-            request = model.request(Prompt.plain(text, asked), n=SEEDS, seed=bench.seed, steps=steps)
-            drawn = torch.cat(list(drawings(model, request.prompts, bench, steps)))
+            request = model.request(Prompt.plain(text, asked), n=SEEDS, seed=bench.seed)
+            drawn = torch.cat(list(drawings(model, request.prompts, bench)))
             a = embed(bench.features, lambda rows, x=drawn: x[rows], np.arange(SEEDS))  # type: ignore[misc]
             values.append(float(scores.diversity(a[None])[0]))
         theirs.append(float(scores.diversity(bench.embedded(np.array(several))[None])[0]))
@@ -169,16 +168,14 @@ def _variety(model: Model, bench: Bench, found: Findings, steps: int | None) -> 
     found.add(f"variety-real-{name}", float(np.mean(theirs)), None, "between real styles")
 
 
-def _asked(
-    model: Model, bench: Bench, judge: Judged, asked: Sequence[int], found: Findings, steps: int | None
-) -> Iterator[Event]:
+def _asked(model: Model, bench: Bench, judge: Judged, asked: Sequence[int], found: Findings) -> Iterator[Event]:
     """R@1 of the bench's own prompts, drawn without a style; asked: the judge's number of each one's label."""
     assert bench.column is not None
     fakes = []
     for at, (text, _) in enumerate(bench.asked):
         yield Progress(done=at, total=len(bench.asked), unit="prompts", text=f"{found.name}, prompts of your own")
-        request = model.request(Prompt.plain(text), n=ASKED_SEEDS, seed=bench.seed, steps=steps)
-        fakes += list(drawings(model, request.prompts, bench, steps))
+        request = model.request(Prompt.plain(text), n=ASKED_SEEDS, seed=bench.seed)
+        fakes += list(drawings(model, request.prompts, bench))
     labels = np.repeat(asked, ASKED_SEEDS)
     texts = np.repeat([text for text, _ in bench.asked], ASKED_SEEDS)
     right = judge.among(judge.opinions(torch.cat(fakes))[bench.column], labels)
@@ -191,15 +188,14 @@ def _asked(
     yield Log(text=f"right of {ASKED_SEEDS}: {', '.join(per)}")
 
 
-def drawings(model: Model, prompts: Sequence[Prompt], bench: Bench, steps: int | None) -> Iterator[Tensor]:
+def drawings(model: Model, prompts: Sequence[Prompt], bench: Bench) -> Iterator[Tensor]:
     """Pictures (b, 3, h, w) in [-1, 1] of the prompts, in parts, one seed after another from the bench's on.
 
     All are of the set's size: features and the judge tell sizes apart, and would measure those.
     """
-    options = {} if steps is None else {"steps": steps}
     shape = bench.plain.spec.shape
     part: list[Tensor] = []
-    for picture in model.sample(prompts, bench.seed, options=options):
+    for picture in model.sample(prompts, bench.seed, options=bench.options):
         part.append(tensor(picture.pil))
         if len(part) == ROWS_MAX:
             yield rules.fitted(torch.stack(part), shape)

@@ -101,8 +101,10 @@ def arranged(found: Sequence[Findings]) -> list[tuple[str, list[Sheet]]]:
 
 def _said(value: Any) -> str:
     """A field of `Findings.about` in a line of text."""
-    if isinstance(value, dict):
+    if isinstance(value, dict) and "identity" in value:
         return f"{value['name']} {value['identity'][:8]}"
+    if isinstance(value, dict):
+        return " ".join(f"{name}={given}" for name, given in value.items())
     if isinstance(value, list):
         return " and ".join(map(str, value))
     return str(value)

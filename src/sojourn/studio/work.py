@@ -339,7 +339,8 @@ class Work:
             bench = Bench(data, load_features("efflite0"), None, ask.count, 0)
             if (left_out := appoint(bench, ask.judge)) is not None:
                 yield Log(level="warning", text=f"the default judge is left out: {left_out.localised()}")
-            measuring = evaluate(models, bench, ask.steps)
+            bench.options = {} if ask.steps is None else {"steps": ask.steps}
+            measuring = evaluate(models, bench)
         found: list[Findings] = []
         for event in measuring:
             if isinstance(event, Findings):
