@@ -10,6 +10,7 @@ from torch import nn
 
 from sojourn.errors import ConfigError
 from sojourn.families.biggan import BigGAN, BigGANConfig, BigGANOptions, off_diagonal, truncated_normal
+from sojourn.nets.resnet import ConditionalNorm
 from sojourn.registry import get, preset
 from sojourn.types import Batch, Cond, DataSpec, Noise
 
@@ -69,6 +70,18 @@ def test_each_part_of_z_and_the_class_reach_the_picture():
         at += size
     assert at == family.config.z_dim
     assert float((family.G(z, Cond(labels=torch.tensor([[3]]))) - before).detach().abs().max()) > 1e-4
+
+
+def test_a_class_lays_the_first_map_out_whatever_norms_do():
+    family = gan().eval()
+    for module in family.G.modules():
+        if isinstance(module, ConditionalNorm):
+            module.modulate = None
+    asked = Cond(labels=torch.arange(5)[:, None])
+    with torch.no_grad():
+        spread = family.G(torch.randn(1, family.config.z_dim).expand(5, -1), asked).std(dim=0).mean()
+        latents = family.G(torch.randn(5, family.config.z_dim), Cond()).std(dim=0).mean()
+    assert 0.2 < float(spread / latents) < 5
 
 
 def test_attention_stands_where_it_is_asked_for_and_starts_from_nothing():

@@ -189,6 +189,19 @@ def test_r3gan_compares_each_real_picture_with_a_drawn_one():
     torch.testing.assert_close(loss_g.value.detach(), torch.log1p(torch.exp(-(b - a))).detach())
 
 
+def test_r3gans_first_map_is_laid_out_by_the_class():
+    """Not only louder or quieter by channel: each place has a say of its own."""
+    family = relative()
+    maps = []
+    hook = family.G.body.register_forward_pre_hook(lambda _, args: maps.append(args[0].detach()))
+    z = torch.randn(1, family.config.z_dim)
+    for label in (0, 1):
+        family.G(z, Cond(labels=torch.tensor([[label]])))
+    hook.remove()
+    share = maps[0] / maps[1]  # (1, c, 4, 4)
+    assert float(share.flatten(2).std(dim=2).min()) > 1e-2
+
+
 def test_a_fresh_block_passes_its_input_on():
     torch.manual_seed(0)
     block = Block(16, 2, 8, 5)
