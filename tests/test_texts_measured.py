@@ -85,6 +85,8 @@ def test_by_the_command(
     assert {metric["name"] for metric in row["metrics"]} == {"nats/token", "perplexity", "bits/character"}
     assert run(["evaluate", "flow", "--data", str(poems), "--out", out]) == 1
     assert "does not write text" in capsys.readouterr().err
+    assert run(["evaluate", "lm", "--data", str(poems), "-o", "temperature=2", "--out", out]) != 0
+    assert "leave out temperature" in capsys.readouterr().err
     assert run(["sample", "lm", "-n", "3", "--out", str(tmp_path / "drawn")]) == 1
     assert "does not draw pictures" in capsys.readouterr().err
 

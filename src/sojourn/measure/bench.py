@@ -79,7 +79,7 @@ class Bench:
     asked: list[tuple[str, str]] = field(default_factory=list)
     """Prompts of one's own, each with the label that the judge must find in what is drawn."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Options of the family that everything is drawn with, before each package's own."""
+    """Options of the family that everything is drawn with, in place of each package's own."""
 
     def __post_init__(self) -> None:
         if self.data.info.kind != "image":
