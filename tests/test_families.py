@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from sojourn import blank, engine, registry, weights
 from sojourn.config import Recipe, Stage, TrainConfig
 from sojourn.data.dataset import Item, LabelColumn, PackedSet, SetInfo, SetWriter
+from sojourn.data.sheet import grid
 from sojourn.families.base import Family
 from sojourn.measure.bench import Bench
 from sojourn.measure.evaluate import evaluate
@@ -112,3 +114,22 @@ def test_trains_resumes_loads_draws_and_is_measured(
         assert "pictures/s" in {metric.name for metric in found[0].metrics}
     else:
         assert found[0].metrics or id == "contrastive", "what it reads is measured"
+
+
+def test_a_sheet_shows_what_was_asked_for_above_what_was_drawn(tinted: dict[int, Path], tmp_path: Path) -> None:
+    """By class; without one nothing was asked for, and a GAN has nothing to show above."""
+    by_class, plain = recipe("dcgan", tinted[1]), recipe("dcgan", tinted[1])
+    plain.stage[0] = plain.stage[0].model_copy(update={"conditioner": Part(id="none")})
+    for name, asked in (("by-class", by_class), ("plain", plain)):
+        list(run_recipe(asked, tmp_path / name))
+    data = PackedSet(tinted[1])
+    real = grid(
+        [Image.fromarray(data.raw(np.array([row]))[0, :, :, 0].numpy()) for row in data.draw(0, 0, 2, "valid")], 2
+    )
+    with Image.open(tmp_path / "by-class" / "model" / "sheets" / "000000000096.png") as sheet:
+        assert sheet.height == 2 * real.height - 2
+        assert sheet.crop((0, 0, *real.size)).tobytes() == real.tobytes()
+        drawn = sheet.crop((0, real.height - 2, sheet.width, sheet.height)).tobytes()
+    with Image.open(tmp_path / "plain" / "model" / "sheets" / "000000000096.png") as sheet:
+        assert sheet.size == real.size
+        assert real.tobytes() not in (drawn, sheet.tobytes())

@@ -1,4 +1,5 @@
-"""What a snapshot looks like: a sheet of samples (and reconstructions) with fixed seeds, or a page of text."""
+"""What a snapshot looks like: a sheet of samples with fixed seeds, below the pictures that were asked for (and rebuilt)
+where there are such, or a page of text."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from sojourn import safefile
 from sojourn.config import TrainConfig
 from sojourn.data.sheet import grid
 from sojourn.families.base import Family
+from sojourn.nets.conv import conditional
 from sojourn.package import Package
 from sojourn.train.feed import Feed
 from sojourn.types import Noise
@@ -34,9 +36,10 @@ def draw_sheet(package: Package, family: Family, feed: Feed, config: TrainConfig
         path = stem.with_suffix(".txt")
         safefile.write_bytes(path, ("\n\n----\n\n".join(str(text) for text in media) + "\n").encode())
         return path
-    if {"encode", "decode"} <= family.can:
+    rebuilds = {"encode", "decode"} <= family.can
+    if rebuilds or conditional(family.spec):
         x = package.codec.encode(feed.data.raw(rows))
-        again = package.codec.unpack(package.codec.decode(family.decode(family.encode(x))))
+        again = package.codec.unpack(package.codec.decode(family.decode(family.encode(x)))) if rebuilds else []
         media = [*package.codec.unpack(package.codec.decode(x)), *again, *media]
     path = stem.with_suffix(".png")
     part = stem.with_suffix(".part")
