@@ -55,6 +55,7 @@ class Columns:
 
     def __init__(self, columns: Mapping[str, Sequence[str]]) -> None:
         self.values = {name: list(values) for name, values in columns.items()}
+        self.exact = {name: {value: at for at, value in enumerate(values)} for name, values in self.values.items()}
         self.index: dict[str, dict[str, int]] = {name: {} for name in self.values}
         for name, values in self.values.items():
             for at, value in enumerate(values):
@@ -75,7 +76,7 @@ class Columns:
         if not style:
             return -1
         index = self.index[STYLE]
-        found = index.get(style.strip().casefold())
+        found = self.exact[STYLE].get(style.strip(), index.get(style.strip().casefold()))
         if found is None:
             found = index.get((find_style(style) or "").casefold())
         if found is None:
@@ -84,10 +85,11 @@ class Columns:
         return found
 
     def _name(self, column: str, text: str) -> int:
-        wanted = text.strip().casefold()
-        if not wanted:
+        """By its very name first: "a" and "A" may be two classes."""
+        if not (plain := text.strip()):
             return -1
-        found = self.index[column].get(wanted)
+        wanted = plain.casefold()
+        found = self.exact[column].get(plain, self.index[column].get(wanted))
         if found is None:
             near = difflib.get_close_matches(wanted, self.index[column], 5, cutoff=0.3) or list(self.index[column])[:5]
             raise NotFound(
@@ -105,7 +107,8 @@ class LabelsConfig(Strict):
 
 @register("conditioner", "labels", about="a class by its name, a style by --style")
 class Labels:
-    """One class per prompt: its words must be the name of a class, in any case; no words = no class."""
+    """One class per prompt: its words must be the name of a class, and case counts only between classes that nothing else
+    tells apart; no words = no class."""
 
     id = "labels"
 
