@@ -67,7 +67,7 @@ class Family(nn.Module):
     splittable: ClassVar[bool] = True
     """False when a loss needs its whole batch (minibatch statistics): the loop then refuses micro-batches."""
     bf16: ClassVar[bool] = False
-    """Whether its losses hold with products in bf16; gradient penalties do not."""
+    """Whether its losses hold with products in bf16; not every gradient penalty does."""
     averaged: ClassVar[tuple[str, ...]] = ()
     """Children whose moving average is what the package holds. () = all of the first phase's nets."""
     score: ClassVar[str] = "held_out/loss"
