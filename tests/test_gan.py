@@ -244,6 +244,19 @@ def test_a_class_is_heard_as_clearly_as_the_latent_from_the_start(id: str):
     assert float(lengths.min()) > 0.5, "an update hardly turns one"
 
 
+def test_sngans_first_map_is_laid_out_by_the_class():
+    """Not only louder or quieter by channel: each place has a say of its own."""
+    family = gan(family="sngan")
+    maps: list[Tensor] = []
+    hook = family.G.blocks[0].register_forward_pre_hook(lambda _, args: maps.append(args[0].detach()))
+    z = torch.randn(1, family.config.z_dim)
+    for label in (0, 1):
+        family.G(z, Cond(labels=torch.tensor([[label]])))
+    hook.remove()
+    gap = maps[0] - maps[1]  # (1, c, 4, 4)
+    assert float(gap.flatten(2).std(dim=2).min()) > 1e-2
+
+
 @pytest.mark.parametrize("spectral", [False, True])
 def test_what_a_class_adds_to_a_score_is_as_large_as_the_score(spectral: bool):
     """Products of 64 numbers of unit variance are to be divided by 8; those of a matrix of norm 1 are not."""

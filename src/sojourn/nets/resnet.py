@@ -107,6 +107,7 @@ class Down(nn.Module):
 class ResGenerator(nn.Module):
     """z (b, z_dim) and a condition to pictures (b c h w) in (-1, 1); the condition scales and shifts every norm.
 
+    It is in the first map too (Brock et al. 2019, app. B, BigGAN-deep): it lays out, norms only tint.
     Source: Miyato et al. 2018, table 4; Miyato & Koyama 2018, sec. 4 for the classes.
     """
 
@@ -118,7 +119,7 @@ class ResGenerator(nn.Module):
         dim = COND_DIM if self.embed is not None else 0
         self.coarsest, widths = stage_widths(side, width, max_width)
         widths = [widths[0], *widths]
-        self.project = nn.Linear(z_dim, widths[0] * self.coarsest**2)
+        self.project = nn.Linear(z_dim + dim, widths[0] * self.coarsest**2)
         self.blocks = nn.ModuleList(Up(cin, cout, norm, dim) for cin, cout in pairwise(widths))
         self.norm = norm_layer(norm, widths[-1])
         self.out = nn.Conv2d(widths[-1], channels, 3, padding=1)
@@ -129,7 +130,9 @@ class ResGenerator(nn.Module):
 
     def forward(self, z: Tensor, cond: Cond) -> Tensor:
         vector = None if self.embed is None else self.embed(cond, z.shape[0])[0]
-        h = self.project(z).view(z.shape[0], -1, self.coarsest, self.coarsest)
+        h = self.project(z if vector is None else torch.cat([z, vector], dim=1)).view(
+            z.shape[0], -1, self.coarsest, self.coarsest
+        )
         for block in self.blocks:
             h = block(h, vector)
         return torch.tanh(self.out(F.relu(self.norm(h))))
