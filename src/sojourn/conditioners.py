@@ -107,8 +107,10 @@ class LabelsConfig(Strict):
 
 @register("conditioner", "labels", about="a class by its name, a style by --style")
 class Labels:
-    """One class per prompt: its words must be the name of a class, and case counts only between classes that nothing else
-    tells apart; no words = no class."""
+    """One class per prompt: its words must be the name of a class; no words = no class.
+
+    Case counts only between classes that nothing else tells apart.
+    """
 
     id = "labels"
 
