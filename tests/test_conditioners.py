@@ -176,10 +176,10 @@ def test_labels_read_words_and_style_in_any_case():
 
 
 def test_classes_that_only_case_tells_apart_are_apart():
-    """Of letters, "a" and "A" are two; what is written in neither way is the first."""
+    """Of letters, "a" and "A" are two; what is written in neither way is the one in small letters, or the first."""
     labels = Labels({"columns": {"class": ["A", "a", "Ab", "aB"], "style": ["Bold", "bold"]}})
     cond = labels([*prompts("A"), *prompts(" a"), *prompts("aB", style="bold"), *prompts("AB", style="BOLD")])
-    assert cond.labels.tolist() == [[0, -1], [1, -1], [3, 1], [2, 0]]
+    assert cond.labels.tolist() == [[0, -1], [1, -1], [3, 1], [2, 1]]
 
 
 def test_labels_name_the_nearest_when_unknown():

@@ -55,11 +55,10 @@ class Columns:
 
     def __init__(self, columns: Mapping[str, Sequence[str]]) -> None:
         self.values = {name: list(values) for name, values in columns.items()}
-        self.exact = {name: {value: at for at, value in enumerate(values)} for name, values in self.values.items()}
-        self.index: dict[str, dict[str, int]] = {name: {} for name in self.values}
+        self.index: dict[str, dict[str, int]] = {}
         for name, values in self.values.items():
-            for at, value in enumerate(values):
-                self.index[name].setdefault(value.casefold(), at)
+            exact = {value: at for at, value in enumerate(values)}
+            self.index[name] = {value.casefold(): at for value, at in reversed(exact.items())} | exact
 
     def labels(self, prompts: Sequence[Prompt]) -> Tensor:
         """Label of each prompt in each column (b, a) long, -1 where it says nothing. Raises NotFound."""
@@ -75,10 +74,8 @@ class Columns:
     def _style(self, style: str | None) -> int:
         if not style:
             return -1
-        index = self.index[STYLE]
-        found = self.exact[STYLE].get(style.strip(), index.get(style.strip().casefold()))
-        if found is None:
-            found = index.get((find_style(style) or "").casefold())
+        plain, index = style.strip(), self.index[STYLE]
+        found = index.get(plain, index.get(plain.casefold(), index.get((find_style(style) or "").casefold())))
         if found is None:
             known = ", ".join(self.values[STYLE])
             raise NotFound('no style "{style}" in this package; it has {known}', style=style, known=known)
@@ -88,14 +85,15 @@ class Columns:
         """By its very name first: "a" and "A" may be two classes."""
         if not (plain := text.strip()):
             return -1
-        wanted = plain.casefold()
-        found = self.exact[column].get(plain, self.index[column].get(wanted))
+        wanted, index = plain.casefold(), self.index[column]
+        found = index.get(plain, index.get(wanted))
         if found is None:
-            near = difflib.get_close_matches(wanted, self.index[column], 5, cutoff=0.3) or list(self.index[column])[:5]
+            known = list(dict.fromkeys(name.casefold() for name in self.values[column]))
+            near = difflib.get_close_matches(wanted, known, 5, cutoff=0.3) or known[:5]
             raise NotFound(
                 'no {column} "{text}" in this package; nearest of {count}: {near}',
                 column=column, text=text, count=len(self.values[column]),
-                near=", ".join(self.values[column][self.index[column][name]] for name in near),
+                near=", ".join(self.values[column][index[name]] for name in near),
             )  # fmt: skip
         return found
 
@@ -107,10 +105,7 @@ class LabelsConfig(Strict):
 
 @register("conditioner", "labels", about="a class by its name, a style by --style")
 class Labels:
-    """One class per prompt: its words must be the name of a class; no words = no class.
-
-    Case counts only between classes that nothing else tells apart.
-    """
+    """One class per prompt: its words must be the name of a class, or that in another case; no words = no class."""
 
     id = "labels"
 
