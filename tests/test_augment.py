@@ -43,6 +43,15 @@ def test_warps_are_torchs_own_moves():
     torch.testing.assert_close(both[..., 2:], torch.rot90(x, 1, (2, 3))[..., :-2], atol=1e-5, rtol=0)
 
 
+def test_pictures_are_moved_alike_under_autocast():
+    """Places in bf16 would be off by pixels."""
+    x = torch.rand(4, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    moves = [torch.linspace(low, high, 4) for low, high in ((-1, 1), (0.8, 1.2), (0.9, 1.1), (-0.3, 0.3), (0.2, -0.2))]
+    with torch.autocast("cpu", torch.bfloat16):
+        moved = warped(x, *moves)
+    assert torch.equal(moved, warped(x, *moves))
+
+
 def test_shifts_bring_in_nothing():
     x = pictures(2)
     out = shifted(x, torch.tensor([2, 0]), torch.tensor([-1, 3]))

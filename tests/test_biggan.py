@@ -9,7 +9,7 @@ from scipy.stats import truncnorm
 from torch import nn
 
 from sojourn.errors import ConfigError
-from sojourn.families.biggan import BigGAN, BigGANConfig, BigGANOptions, off_diagonal, truncated_normal
+from sojourn.families.biggan import BigGAN, BigGANConfig, BigGANOptions, SelfAttention, off_diagonal, truncated_normal
 from sojourn.nets.resnet import ConditionalNorm
 from sojourn.registry import get, preset
 from sojourn.types import Batch, Cond, DataSpec, Noise
@@ -143,3 +143,14 @@ def test_pooled_text_is_a_condition_and_none_is_needed():
 def test_a_latent_too_narrow_for_its_layers_is_refused():
     with pytest.raises(ConfigError, match="at least 3"):
         gan(z_dim=2)
+
+
+@pytest.mark.parametrize("attend", [0, 4, 8, 16])
+def test_both_nets_look_or_neither_does(attend: int):
+    family = gan(attend=attend)
+    both = [sum(isinstance(m, SelfAttention) for m in net.modules()) for net in (family.G, family.D)]
+    assert both == ([1, 1] if attend == 8 else [0, 0])
+
+
+def test_attention_of_any_width_has_heads():
+    assert SelfAttention(200)(torch.randn(1, 200, 2, 2)).shape == (1, 200, 2, 2)

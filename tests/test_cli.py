@@ -225,6 +225,43 @@ def test_sample_reads_prompts_of_any_encoding(
     )
 
 
+def test_sample_leaves_other_files_alone(packages_folder: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["sample", str(packages_folder / "flow"), "-n", "4", "--batch", "4", "--class", "3", "--out"]
+    (here / "mine").mkdir()
+    (here / "mine" / "000001.png").write_bytes(b"mine")
+    assert "holds other files" in fails([*args, "mine"], capsys, 2)
+    assert [(path.name, path.read_bytes()) for path in (here / "mine").iterdir()] == [("000001.png", b"mine")]
+    assert run([*args, "drawn"]) == 0
+    before = {path.name: path.read_bytes() for path in (here / "drawn").iterdir()}
+    capsys.readouterr()
+    assert "(other prompts, seed)" in fails([*args, "drawn", "--class", "5", "--seed", "9"], capsys, 2)
+    assert {path.name: path.read_bytes() for path in (here / "drawn").iterdir()} == before
+    assert run([*args, "drawn", "-n", "6"]) == 0
+    assert len((here / "drawn" / "metadata.jsonl").read_text().splitlines()) == 6
+
+
+def test_words_are_refused_or_warned_of_where_none_are_known(
+    packages_folder: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vae = str(packages_folder / "vae")
+    assert "without words and classes" in fails(["sample", vae, "--class", "cat", "--out", "no"], capsys, 2)
+    assert not (here / "no").exists()
+    assert "cannot do --style" in fails(["sample", vae, "--style", "3d", "--out", "no"], capsys, 1)
+    (here / "empty.txt").write_text("\n \n")
+    assert "holds no prompt" in fails(["sample", vae, "--prompts", "empty.txt", "--out", "no"], capsys, 2)
+    assert run(["imagine", "cat", "--model", vae, "--n", "1", "--quiet"]) == 0
+    assert '"cat" changes nothing' in capsys.readouterr().err
+    assert run(["imagine", "--n", "1", "--model", vae, "--quiet"]) == 0
+    assert "changes nothing" not in capsys.readouterr().err
+
+
+def test_text_is_asked_of_what_writes_it(packages_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["write", str(packages_folder / "vae"), "hello"]) == 1
+    out = capsys.readouterr()
+    assert not out.out
+    assert "does not write text" in out.err
+
+
 def test_train_goes_on_and_its_package_draws(digits: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = [
         f"{key}={value}"
@@ -252,6 +289,26 @@ def test_train_goes_on_and_its_package_draws(digits: Path, here: Path, capsys: p
         run(["train", "digits", *(part for item in small for part in ("-o", item)), "--from", "mine", "--run", "r2"])
         == 0
     )
+
+
+def test_a_training_does_not_take_anothers_name(digits: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = {"data": digits, "seen": 64, "batch_size": 32, "snapshot": 64, "held_out": 32, "sheet": 0, "threads": 1}
+    args = ["train", "digits", *(part for key, value in small.items() for part in ("-o", f"{key}={value}"))]
+    assert run([*args, "--run", "one", "--to", "taken"]) == 0
+    place = Path(os.environ["SOJOURN_HOME"]) / "models" / "taken"
+    before = (place / "weights.safetensors").read_bytes()
+    assert json.loads((place / "card.json").read_text())["name"] == "taken"
+    other = [*args, "-o", "seed=1", "--run", "two", "--to", "taken"]
+    capsys.readouterr()
+    assert '"taken" already' in fails(other, capsys, 2)
+    assert not (here / "two").exists()
+    assert run([*args, "--run", "one", "--to", "taken"]) == 0, "its own place it may take again"
+    assert (place / "weights.safetensors").read_bytes() == before
+    assert run([*other, "--replace"]) == 0
+    assert (place / "weights.safetensors").read_bytes() != before
+    capsys.readouterr()
+    assert "package name" in fails([*args, "--run", "three", "--to", "a/b"], capsys, 1)
+    assert not (here / "three").exists()
 
 
 def test_an_interrupt_saves_and_the_same_command_goes_on(digits: Path, here: Path) -> None:

@@ -19,7 +19,7 @@ from sojourn.conditioners import Text
 from sojourn.config import Recipe, Stage, TrainConfig
 from sojourn.data.dataset import PackedSet
 from sojourn.errors import ConfigError, InvalidInput, Unsupported
-from sojourn.families.contrastive import Contrastive, alike, multi_positive
+from sojourn.families.contrastive import HOTTEST, Contrastive, alike, multi_positive
 from sojourn.find import Album
 from sojourn.measure.bench import Bench, Findings
 from sojourn.measure.readers import read
@@ -35,6 +35,17 @@ def family(**config: object) -> Contrastive:
     torch.manual_seed(0)
     spec = DataSpec("image", (1, 8, 8), labels=(("class", 10),))
     return Contrastive(Contrastive.Config(**{**preset("contrastive", "tiny"), "augment": False, **config}), spec)
+
+
+def test_the_scale_comes_down_from_its_bound() -> None:
+    towers = family()
+    with torch.no_grad():
+        towers.words.scale.fill_(HOTTEST + 1)
+    towers.after("contrast", {})
+    assert towers.words.scale.exp().item() == pytest.approx(100)
+    data = Batch(torch.randn(8, 1, 8, 8), Cond(labels=torch.arange(8)[:, None]), torch.ones(8))
+    towers.loss("contrast", data, 0).value.mean().backward()
+    assert towers.words.scale.grad, "and a gradient leads from it"
 
 
 @pytest.fixture(scope="module")

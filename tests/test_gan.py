@@ -428,7 +428,8 @@ def test_real_pictures_of_something_else_count_as_drawn_ones(id: str):
     }[id]
     expected = real(right) + (drawn(fake) + drawn(wrong)) / 2
     alone = real(right) + drawn(fake)
-    expected[2], expected[5] = alone[2], alone[5]  # its neighbour asks for the same; for nothing
+    for row in (2, 4, 5):  # its neighbour asks for the same; it asks for nothing itself; its neighbour does
+        expected[row] = alone[row]
     torch.testing.assert_close(value.detach(), expected)
 
 
@@ -458,7 +459,7 @@ def test_other_gans_count_them_as_drawn_ones_too(id: str):
         "r3gan": F.softplus(wrong - right),
     }[id]
     expected = (values[0] + against) / 2
-    for row in (2, 5):  # its neighbour asks for the same; for nothing
+    for row in (2, 4, 5):  # its neighbour asks for the same; it asks for nothing itself; its neighbour does
         expected[row] = values[0][row]
     torch.testing.assert_close(values[1], expected)
 
@@ -468,9 +469,25 @@ def test_a_neighbour_that_asks_for_something_else():
     text = torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.0, 0.0], [2.0, 1.0]])
     other, differs = mismatched(Cond(pooled=text))
     torch.testing.assert_close(other.pooled, text[[3, 0, 1, 2]])
-    assert differs.tolist() == [True, False, True, False]
+    assert differs.tolist() == [True, False, False, False]
     _, differs = mismatched(Cond(labels=torch.tensor([[0, 1], [0, 2], [0, 2], [-1, -1]])))
-    assert differs.tolist() == [False, True, False, True]
+    assert differs.tolist() == [False, True, False, False]
+
+
+def test_what_is_not_told_differs_from_nothing():
+    """A picture of (3, style 1) is rightly called (3, any), and one whose class was dropped may be its neighbour's."""
+    labels = torch.tensor([[3, 1], [3, -1], [4, -1], [-1, -1]])
+    _, differs = mismatched(Cond(labels=labels))
+    assert differs.tolist() == [False, False, True, False]
+
+
+def test_settings_that_do_not_go_together_are_refused():
+    with pytest.raises(ConfigError, match="no bound with loss wgan"):
+        gan(family="wgan-gp", matching=True)
+    both = DataSpec("image", (3, 8, 8), labels=(("style", 3),), pooled_dim=4)
+    with pytest.raises(ConfigError, match="classes and no words"):
+        gan(both, conditioning="auxiliary")
+    assert gan(DataSpec("image", (3, 16, 16)), net="resnet", d_norm="batch", penalty=1.0, width=8).D is not None
 
 
 @pytest.mark.parametrize("id", ["lsgan", "sngan"])

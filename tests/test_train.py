@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,9 +29,9 @@ from torch import nn
 from sojourn.codecs.text import TextCodec
 from sojourn.config import Recipe, Stage, TrainConfig, load_recipe
 from sojourn.data.dataset import Item, PackedSet, SetInfo, SetWriter
-from sojourn.errors import ConfigError, OutOfRoom, TrainingFailed
+from sojourn.errors import ConfigError, DataError, NotFound, OutOfRoom, TrainingFailed
 from sojourn.package import Package
-from sojourn.schema import Part, Prompt
+from sojourn.schema import Log, Part, Prompt
 from sojourn.train import loop, record, room, state
 from sojourn.train.build import _start_from, build, run_recipe
 from sojourn.train.feed import Feed
@@ -293,6 +294,39 @@ def test_bf16_is_refused_where_a_loss_does_not_hold(sets: dict[str, Path], tmp_p
     recipe.stage[0].model["loss"] = "wgan"
     with pytest.raises(ConfigError, match="bf16 does not hold for dcgan"):
         finish(recipe, tmp_path)
+
+
+def test_a_run_that_never_began_claims_nothing(sets: dict[str, Path], tmp_path: Path) -> None:
+    recipe = recipe_for("vae", sets, seen=128)
+    recipe.stage[0].preset = "huge"
+    with pytest.raises(NotFound, match="huge"):
+        finish(recipe, tmp_path)
+    recipe.stage[0].preset = "tiny"
+    finish(recipe, tmp_path)
+    recipe.stage[0].train.seed = 1
+    with pytest.raises(ConfigError, match="holds a run with other settings"):
+        finish(recipe, tmp_path)
+
+
+def test_a_set_of_the_other_kind_is_refused(sets: dict[str, Path], tmp_path: Path) -> None:
+    swapped = {"digits": sets["poems"], "poems": sets["digits"]}
+    for name, found in (("vae", "text"), ("lm", "image")):
+        with pytest.raises(DataError, match=f"is of kind {found}"):
+            finish(recipe_for(name, swapped), tmp_path / name)
+
+
+def test_a_finished_run_notices_another_set(sets: dict[str, Path], tmp_path: Path) -> None:
+    data = tmp_path / "digits"
+    shutil.copytree(sets["digits"], data)
+    recipe = recipe_for("dcgan", {**sets, "digits": data}, seen=128)
+    finish(recipe, tmp_path / "run")
+    told = [event.text for event in run_recipe(recipe, tmp_path / "run") if isinstance(event, Log)]
+    assert any("trained already" in text for text in told)
+    info = json.loads((data / "set.json").read_text())
+    info["labels"][0]["values"] = [*"abcdefghij"]
+    (data / "set.json").write_text(json.dumps(info))
+    with pytest.raises(DataError, match="not the one that this run began with"):
+        finish(recipe, tmp_path / "run")
 
 
 def test_a_judge_may_train_on_what_is_held_out(digits: Path, tmp_path: Path) -> None:

@@ -319,3 +319,14 @@ def test_pictures_of_a_vae_gan_end_at_white_and_black() -> None:
     drawn_far = vaegan().dec(50 * torch.randn(4, 4), Cond(labels=torch.zeros(4, 1, dtype=torch.long)))
     assert drawn_far.abs().max() <= 1
     assert drawn_far.std() > 0
+
+
+def test_noise_of_a_batchs_spread_keeps_it_whole():
+    assert not vae(noise=0.3).splittable
+    assert vae().splittable
+
+
+@pytest.mark.parametrize("widths", [(12, 24), (0, 8), (-8, 8)])
+def test_widths_that_no_norm_divides_are_refused(widths: tuple[int, ...]):
+    with pytest.raises(ValueError, match=r"widths\.0"):
+        vae(widths=widths)

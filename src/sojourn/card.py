@@ -142,12 +142,17 @@ def read(folder: Path, *, verify: bool = True) -> Card:
     return card
 
 
+def check_name(name: str) -> None:
+    """Raise PackageError for what is no name of a package."""
+    if not _NAME.fullmatch(name):
+        raise PackageError(
+            'package name "{name}" is wrong: 1..64 letters, digits, "_", "." or "-"', name=safefile.printable(name)
+        )
+
+
 def check_names(card: Card) -> None:
     """Raise PackageError for a name that could lead out of the folder, or for pickled weights."""
-    if not _NAME.fullmatch(card.name):
-        raise PackageError(
-            'package name "{name}" is wrong: 1..64 letters, digits, "_", "." or "-"', name=safefile.printable(card.name)
-        )
+    check_name(card.name)
     for file in card.files:
         if not _OWN.fullmatch(file) or file.lower().endswith(_PICKLES):
             raise PackageError('the card names the file "{file}", which no package has', file=safefile.printable(file))

@@ -103,6 +103,13 @@ def save(package: Package, folder: str | Path, *, dtype: Dtype | None = None, sh
     return card
 
 
+def keep(made: Path, target: Path) -> Card:
+    """The package that a training left in `made`, at `target` and of its name, with its sheet."""
+    package = load(made, verify=False)
+    named = replace(package, card=package.card.model_copy(update={"name": target.name}))
+    return save(named, target, sheet=next(made.glob("sheet.*"), None))
+
+
 def load(
     name: str | Path,
     *,

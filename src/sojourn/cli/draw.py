@@ -79,6 +79,12 @@ def imagine(
 def _misread(model: Model, request: Request) -> None:
     """Say what of the words the package does not know, or does not read as they stand."""
     text = request.prompts[0].text
+    if text and not model.reads_words and request.judge is None:
+        warn(
+            '"{model}" was trained without words and classes: "{text}" changes nothing',
+            model=model.card.name,
+            text=text,
+        )
     if near := model.unknown(request):
         warn(
             '"{model}" never saw "{text}"; it knows {near}',
@@ -198,20 +204,50 @@ def sample(
     The same command again goes on where it stopped.
     """
     from sojourn.engine import load
+    from sojourn.prompt import require
     from sojourn.schema import Prompt
     from sojourn.wishes import Request
 
     if prompts is not None and not prompts.is_file():
         raise NotFound('there is no file "{path}"', path=prompts)
     lines = [line.strip() for line in _lines(prompts)] if prompts else []
+    if prompts is not None and not any(lines):
+        raise InvalidInput('"{path}" holds no prompt; write one a line', path=prompts)
     model = load(package)
-    names = [*classes, *filter(None, lines)] or model.classes or [""]
+    asked = [*classes, *filter(None, lines)]
+    if asked and not model.reads_words:
+        raise InvalidInput('"{model}" was trained without words and classes; ask it for none', model=model.card.name)
+    require(Prompt(style=style), model.can, model.card.name)
+    names, options = asked or model.classes or [""], given_options(more)
     rows = [Prompt.plain(names[i % len(names)], style) for i in range(count)]
     writable(out)
+    plan = {"package": model.card.identity, "prompts": names, "style": style, "seed": seed, "options": options}
+    _claim(out, {**plan, "batch": batch})
     for name in [*dict.fromkeys(filter(None, names))][:NAMED]:
         _misread(model, Request([Prompt.plain(name, style)], [seed]))
-    follow(_sampled(model, rows, seed, batch, out, given_options(more)))
+    follow(_sampled(model, rows, seed, batch, out, options))
     say("{count} pictures in {path}", count=count, path=out)
+
+
+PLAN = ".sample.json"
+"""What the pictures of a folder were asked for."""
+
+
+def _claim(folder: Path, plan: dict[str, Any]) -> None:
+    """Write down what will be drawn into an empty folder. Raises InvalidInput where other things are in it."""
+    from sojourn import safefile
+
+    path = folder / PLAN
+    if path.is_file():
+        theirs = safefile.parse_json(path.read_bytes(), PLAN)
+        if differ := [name for name in plan if theirs.get(name) != plan[name]]:
+            raise InvalidInput(
+                '"{path}" holds pictures of another sample (other {names}); choose another folder',
+                path=folder, names=", ".join(differ),
+            )  # fmt: skip
+    elif any(folder.iterdir()):
+        raise InvalidInput('"{path}" holds other files, which would be mixed up; choose an empty folder', path=folder)
+    safefile.write_bytes(path, json.dumps(plan, ensure_ascii=False).encode())
 
 
 def _lines(path: Path) -> list[str]:
@@ -263,8 +299,9 @@ def write(package: str, words: tuple[str, ...], seed: int | None, **options: Any
 
     model = load(package)
     prompt = " ".join(words)
-    print(prompt, end="", flush=True)
-    for piece in model.write(prompt, seed=seed, **{k: v for k, v in options.items() if v is not None}):
+    pieces = model.write(prompt, seed=seed, **{k: v for k, v in options.items() if v is not None})
+    print(prompt + next(pieces, ""), end="", flush=True)
+    for piece in pieces:
         print(piece, end="", flush=True)
     print()
 

@@ -122,6 +122,8 @@ def _tell(found: list[Any], out: Path, title: str, as_json: bool) -> None:
     """Write the report, and show it as a table or as JSON."""
     from sojourn.measure import report
 
+    if not any(finding.metrics for finding in found):
+        raise InvalidInput("no score could be computed; more pictures (-n), other features or a judge may help")
     path = report.write(found, out, title)
     if as_json:
         print(json.dumps(report.as_json(found), ensure_ascii=False))

@@ -107,6 +107,8 @@ def mix(
     from sojourn.picture import png
 
     first, second, options = listed(rows), listed(columns), given_options(more)
+    if out.suffix.lower() != ".png":
+        raise InvalidInput('"{path}" is no .png, which is what is written', path=out)
     writable(out.parent)
     table: Image.Image = film.mixed(load(package), joined(words), first, second, layer, options=options)
     safefile.write_bytes(out, png(table, None))

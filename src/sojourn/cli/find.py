@@ -10,7 +10,7 @@ import click
 
 from sojourn.cli.draw import joined
 from sojourn.cli.say import blocks, console, follow, say
-from sojourn.errors import InvalidInput
+from sojourn.errors import InvalidInput, NotFound
 
 
 @click.command()
@@ -49,7 +49,15 @@ def find(
     if not place.is_dir():
         place = find_set(source)
     album = Album(packages.load(packages.find(model)), place)
+    styles = dict(album.package.conditioner.config.get("columns", {})).get("style", [])
+    if style is not None and style not in styles:
+        known = ", ".join(styles) or "-"
+        raise NotFound('no style "{style}" in this package; it has {known}', style=style, known=known)
+    if out is not None and out.suffix.lower() != ".png":
+        raise InvalidInput('"{path}" is no .png, which is what is written', path=out)
     follow(album.look())
+    if not album.places.any():
+        raise InvalidInput('none of the {count} pictures in "{path}" can be read', count=len(album), path=place)
     found = album.by_likeness(picture, count) if picture is not None else album.by_words(text, style, count)
     if out is not None:
         side = album.package.codec.spec.shape[1:]

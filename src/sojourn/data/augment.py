@@ -111,5 +111,7 @@ def warped(x: Tensor, turn: Tensor, wide: Tensor, high: Tensor, right: Tensor, d
     # affine_grid asks where each place comes from: the inverse, from right to left.
     across = torch.stack([cos / wide, -sin / wide, (-cos * right + sin * down) / wide], dim=1)
     along = torch.stack([sin / high, cos / high, (-sin * right - cos * down) / high], dim=1)
-    grid = F.affine_grid(torch.stack([across, along], dim=1), list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid.to(x.dtype), mode="bilinear", padding_mode="reflection", align_corners=False)
+    with torch.autocast(x.device.type, enabled=False):  # places in bf16 would be off by pixels
+        grid = F.affine_grid(torch.stack([across, along], dim=1).float(), list(x.shape), align_corners=False)
+        out = F.grid_sample(x.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    return out.to(x.dtype)

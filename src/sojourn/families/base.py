@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -32,6 +32,10 @@ class Phase:
     """`seen` at which it ends. None = never."""
     lr: float = 1.0
     """Factor on the learning rate."""
+
+
+Width = Annotated[int, Field(ge=8, le=4096, multiple_of=8)]
+"""Channels of a resolution: group norms have eight groups."""
 
 
 class BaseConfig(BaseModel):

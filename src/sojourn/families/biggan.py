@@ -45,7 +45,8 @@ class BigGANConfig(GANConfig):
     max_width: int = Field(384, ge=8, le=4096)
     """Most channels a layer has, a multiple of 8."""
     attend: int = Field(16, ge=0, le=64)
-    """Side of the map at which both nets look at all places at once. 0 = off."""
+    """Side of the map at which both nets look at all places at once; off where it is not between the coarsest map's and
+    the picture's. 0 = off."""
     g_norm: Norm = "batch"
     """Norm of the generator. batch: as in the paper, couples the rows of a training batch; layer: does not."""
     n_critic: int = Field(2, ge=1, le=100)
@@ -70,7 +71,8 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.attention = Attention(channels, max(1, channels // 64))
+        heads = max(1, channels // 64)
+        self.attention = Attention(channels, next(count for count in range(heads, 0, -1) if channels % count == 0))
         self.gate = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,7 +108,7 @@ class BigGenerator(nn.Module):
         self.blocks = nn.ModuleList(Up(cin, cout, config.g_norm, dim) for cin, cout in pairwise(widths))
         sides = [self.coarsest * 2 ** (i + 1) for i in range(len(self.blocks))]
         self.attention = nn.ModuleDict(
-            {str(i): SelfAttention(widths[i + 1]) for i, s in enumerate(sides) if s == config.attend}
+            {str(i): SelfAttention(widths[i + 1]) for i, s in enumerate(sides[:-1]) if s == config.attend}
         )
         self.norm = norm_layer(config.g_norm, widths[-1])
         self.out = nn.Conv2d(widths[-1], channels, 3, padding=1)
@@ -135,12 +137,13 @@ class BigDiscriminator(nn.Module):
         super().__init__()
         check_picture(spec)
         channels, side, _ = spec.shape
-        widths = stage_widths(side, config.width, config.max_width)[1][::-1]
+        coarsest, widths = stage_widths(side, config.width, config.max_width)
+        widths = widths[::-1]
         layers: list[nn.Module] = []
         for i, (cin, cout) in enumerate(pairwise([channels, *widths])):
             layers.append(Down(cin, cout, halve=True, first=i == 0))
             side //= 2
-            if side == config.attend:
+            if coarsest < side == config.attend:
                 layers.append(SelfAttention(cout))
         self.body = nn.Sequential(*layers, Down(widths[-1], widths[-1], halve=False), Pooled())
         self.out = nn.Linear(widths[-1], 1, bias=False)

@@ -8,6 +8,7 @@ Source: Radford et al. 2021, Learning Transferable Visual Models from Natural La
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 
 from sojourn.data.augment import diffaugment
 from sojourn.errors import ConfigError
-from sojourn.families.base import BaseConfig, Family, Phase
+from sojourn.families.base import BaseConfig, Family, Phase, Width
 from sojourn.nets.blocks import CondEmbed
 from sojourn.nets.conv import conditional
 from sojourn.nets.resnet import Trunk
@@ -35,7 +36,7 @@ class ContrastiveConfig(BaseConfig):
 
     dim: int = Field(256, ge=2, le=8192)
     """Numbers of a place."""
-    widths: tuple[int, ...] = Field((48, 96, 192, 256), min_length=1, max_length=8)
+    widths: tuple[Width, ...] = Field((48, 96, 192, 256), min_length=1, max_length=8)
     """Channels per resolution of the picture tower, finest first, each a multiple of 8."""
     depth: int = Field(1, ge=1, le=16)
     """Residual blocks per resolution."""
@@ -128,6 +129,11 @@ class Contrastive(Family):
         right = same.gather(1, cosines.masked_fill(absent, -torch.inf).argmax(1, keepdim=True))[:, 0]
         logs = {"scale": scale.detach(), "accuracy": right.float().mean()}
         return Loss(value / 2, logs)
+
+    @torch.no_grad()
+    def after(self, phase: str, stats: Mapping[str, Tensor]) -> None:
+        """Keep the scale at its bound: from beyond it no gradient would lead back."""
+        self.words.scale.clamp_(max=HOTTEST)
 
     def embed_pictures(self, x: Tensor) -> Tensor:
         """Pictures (b, c, h, w) in model space to unit vectors (b, dim)."""

@@ -167,7 +167,7 @@ class DCGAN(GAN):
 
     def __init__(self, config: DCGANConfig, spec: DataSpec) -> None:
         super().__init__(config, spec)
-        if config.d_norm == "batch" and config.penalty > 0:
+        if config.d_norm == "batch" and config.penalty > 0 and config.net == "dcgan":
             raise ConfigError(
                 "d_norm batch and penalty {penalty} exclude each other (a penalty is of single samples); "
                 'set d_norm to "layer" or "none", or penalty to 0',
@@ -175,8 +175,8 @@ class DCGAN(GAN):
             )
         if config.net == "resnet" and config.generators > 1:
             raise ConfigError("{count} generators want net dcgan; set net, or generators to 1", count=config.generators)
-        if config.conditioning == "auxiliary" and not spec.labels:
-            raise ConfigError('conditioning "auxiliary" needs classes, and the set has none; use projection')
+        if config.conditioning == "auxiliary" and (spec.pooled_dim or not spec.labels):
+            raise ConfigError('conditioning "auxiliary" needs classes and no words; use projection')
         if config.conditioning == "auxiliary" and max(count for _, count in spec.labels) < 2:
             raise ConfigError(
                 'conditioning "auxiliary" needs two classes at least, and the set has one; use projection'
@@ -185,6 +185,8 @@ class DCGAN(GAN):
         if c.matching and c.conditioning == "auxiliary":
             raise ConfigError("matching asks whether picture and class belong together, which auxiliary leaves out; "
                               "use projection")  # fmt: skip
+        if c.matching and c.loss == "wgan":
+            raise ConfigError("matching has no bound with loss wgan: scores of wrong pairs fall for ever; leave it out")
         self.G: Generator | ResGenerator
         if c.net == "resnet":
             self.G = ResGenerator(spec, c.z_dim, c.width, c.max_width, c.g_norm)

@@ -117,11 +117,16 @@ class GAN(Family):
 
 
 def mismatched(cond: Cond) -> tuple[Cond, Tensor] | None:
-    """The condition of each row's neighbour, and the rows (b,) where it asks for something else; None without any."""
+    """The condition of each row's neighbour, and the rows (b,) where it asks for something else; None without any.
+
+    What is not told on either side differs from nothing.
+    """
     other = cond[torch.arange(cond.rows).roll(1)]
-    differs, given = [], []
-    for mine, theirs, nothing in ((cond.labels, other.labels, -1), (cond.pooled, other.pooled, 0)):
-        if mine is not None and theirs is not None:
-            differs.append(torch.ne(mine, theirs).any(dim=1))
-            given.append(torch.ne(theirs, nothing).any(dim=1))
-    return (other, torch.stack(differs).any(dim=0) & torch.stack(given).any(dim=0)) if given else None
+    differs = []
+    if cond.labels is not None and other.labels is not None:
+        told = (cond.labels >= 0) & (other.labels >= 0)
+        differs.append((told & torch.ne(cond.labels, other.labels)).any(dim=1))
+    if cond.pooled is not None and other.pooled is not None:
+        told = cond.pooled.any(dim=1) & other.pooled.any(dim=1)
+        differs.append(told & torch.ne(cond.pooled, other.pooled).any(dim=1))
+    return (other, torch.stack(differs).any(dim=0)) if differs else None

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sojourn.errors import ConfigError
-from sojourn.families.base import BaseConfig, Family, Phase
+from sojourn.families.base import BaseConfig, Family, Phase, Width
 from sojourn.nets.resnet import Trunk
 from sojourn.registry import register
 from sojourn.types import Batch, DataSpec, Loss
 
 
 class JudgeConfig(BaseConfig):
-    widths: tuple[int, ...] = Field((48, 96, 192, 256), min_length=1, max_length=8)
+    widths: tuple[Width, ...] = Field((48, 96, 192, 256), min_length=1, max_length=8)
     """Channels per resolution, finest first, each a multiple of 8; each further one halves the side."""
     depth: int = Field(1, ge=1, le=16)
     """Residual blocks per resolution."""
@@ -106,8 +106,9 @@ class Judge(Family):
         matrix = torch.zeros(b, 2, 3, device=x.device)
         matrix[:, 0, 0] = matrix[:, 1, 1] = grow
         matrix[:, :, 2] = move
-        grid = F.affine_grid(matrix, list(x.shape), align_corners=False)
-        x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+        with torch.autocast(x.device.type, enabled=False):  # places in bf16 would be off by pixels
+            grid = F.affine_grid(matrix, list(x.shape), align_corners=False)
+            x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
         if c.blur:
             x = blurred(x, c.blur * torch.rand(b, device=x.device) * (torch.rand(b, device=x.device) < 0.5))
         level = c.noise * torch.rand(b, 1, 1, 1, device=x.device) * (torch.rand(b, 1, 1, 1, device=x.device) < 0.5)

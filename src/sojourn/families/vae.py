@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sojourn.errors import ConfigError, InvalidInput
-from sojourn.families.base import BaseConfig, BaseOptions, Family, LatentOptions, Phase, drawn
+from sojourn.families.base import BaseConfig, BaseOptions, Family, LatentOptions, Phase, Width, drawn
 from sojourn.nets.blocks import ResBlock
 from sojourn.nets.conv import embedding
 from sojourn.nets.losses import gradient_l1
@@ -26,7 +26,7 @@ from sojourn.types import Batch, Cond, DataSpec, Guide, Loss, Noise, Step
 class AutoencoderConfig(BaseConfig):
     """How the two halves of an autoencoder are built."""
 
-    widths: tuple[int, ...] = Field((32, 64), min_length=1, max_length=8)
+    widths: tuple[Width, ...] = Field((32, 64), min_length=1, max_length=8)
     """Channels per resolution, finest first; each further one halves the side."""
     depth: tuple[Annotated[int, Field(ge=0, le=32)], Annotated[int, Field(ge=0, le=32)]] = (1, 1)
     """Residual blocks per resolution in the encoder and the decoder."""
@@ -318,6 +318,11 @@ class VAE(Autoencoder):
     bf16: ClassVar[bool] = True
 
     config: Config
+
+    @property
+    def splittable(self) -> bool:  # type: ignore[override]
+        """With `noise` a latent sees the spread of its batch."""
+        return not self.config.noise
 
     def phases(self) -> list[Phase]:
         return [Phase("elbo", ("dec",) if self.config.learns == "decoder" else ("enc", "dec"))]

@@ -46,9 +46,9 @@ class Trunk(nn.Module):
 
 
 class ConditionalNorm(nn.Module):
-    """A norm whose scale and shift follow from a vector (b, dim), if there is one. Source: de Vries et al. 2017, eq. 3.
+    """A norm whose scale and shift follow from a vector (b, dim), if there is one.
 
-    The scale is one at first and for what nobody was told.
+    Source: de Vries et al. 2017, eq. 3.
     """
 
     def __init__(self, kind: Norm, channels: int, dim: int) -> None:

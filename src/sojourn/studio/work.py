@@ -318,7 +318,7 @@ class Work:
                 yield event
         made = Path(getattr(last, "path", ""))
         target = home() / "models" / ask.to
-        packages.save(packages.load(made, verify=False), target, sheet=next(made.glob("sheet.*"), None))
+        packages.keep(made, target)
         yield Done(path=str(target), text=ask.to)
 
     def evaluate(self, job: Job) -> Iterator[Event]:

@@ -18,7 +18,7 @@ from sojourn.config import Recipe, Stage, explain
 from sojourn.data.dataset import PackedSet
 from sojourn.data.starter import STARTERS
 from sojourn.data.starter import build as build_starter
-from sojourn.errors import ConfigError, NotFound
+from sojourn.errors import ConfigError, DataError, NotFound
 from sojourn.package import Package
 from sojourn.schema import Card, Done, Event, Log, Part
 from sojourn.train.loop import train
@@ -29,9 +29,9 @@ def find_set(name: str) -> Path:
     for path in (Path(name), home() / "sets" / name, configs.cache() / "data" / name):
         if (path / "set.json").is_file():
             return path
-    raise NotFound(
-        'no data set "{name}"; make it with "sojourn starter {name}" or "sojourn prepare FOLDER --to {name}"', name=name
-    )
+    if name in STARTERS:
+        raise NotFound('no data set "{name}"; make it with "sojourn starter {name}"', name=name)
+    raise NotFound('no data set "{name}"; make it with "sojourn prepare FOLDER --to {name}"', name=name)
 
 
 def _have_set(name: str) -> Iterator[Event]:
@@ -55,6 +55,7 @@ def build(
     The codec of `start` is kept, since weights mean something only with the vocabulary or scale they were trained on.
     """
     entry = registry.get("family", stage.family)
+    _check_kind(stage, data)
     codec = _kept(stage.codec, parts, start) or _fit("codec", stage.codec, parts, data)
     conditioner = _fit("conditioner", stage.conditioner, parts, data)
     values = {**registry.preset(stage.family, stage.preset), **stage.model}
@@ -77,6 +78,16 @@ def build(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )  # fmt: skip
     return Package(card, family, codec, conditioner, dict(parts))
+
+
+def _check_kind(stage: Stage, data: PackedSet) -> None:
+    """Raise DataError for texts where a stage learns from pictures, or pictures where it learns from texts."""
+    wanted = "text" if hasattr(registry.get("codec", stage.codec.id).cls, "pack_many") else "image"
+    if data.info.kind != wanted:
+        raise DataError(
+            'the set "{name}" is of kind {found}, but {family} learns from kind {wanted}; give another set',
+            name=data.info.name, found=data.info.kind, family=stage.family, wanted=wanted,
+        )  # fmt: skip
 
 
 def _kept(part: Part, parts: Mapping[str, Package], start: Package | None) -> Any:
@@ -112,6 +123,8 @@ def run_recipe(recipe: Recipe, folder: Path, start: Path | None = None) -> Itera
         path = folder / stage.name
         if not (path / "done").is_file():
             yield Log(text=f"stage {stage.name}: {stage.family}/{stage.preset} on {stage.data}")
+        elif stage is recipe.stage[-1]:
+            yield Log(text=f"{folder} is trained already; train anew in another folder (--run)")
         data = PackedSet(find_set(stage.data))
         parts = {name: packages.load(done.get(ref) or packages.find(ref)) for name, ref in stage.parts.items()}
         given = start if stage is recipe.stage[-1] else None
@@ -136,10 +149,14 @@ def _start_from(package: Package, source: Package) -> Iterator[Event]:
 
 
 def _claim(recipe: Recipe, folder: Path) -> None:
-    """Write recipe.json, or check that the one there says the same."""
+    """Write recipe.json, or check that the one there says the same; a run that never came to train claims nothing."""
     path = folder / "recipe.json"
     mine = recipe.dump()
-    if path.is_file():
+    begun = [*folder.glob("*/state/*"), *folder.glob("*/done")]
+    if not begun:
+        for mark in folder.glob("*/trained-on.json"):
+            mark.unlink()
+    elif path.is_file():
         theirs = json.loads(path.read_text(encoding="utf-8"))
         difference = _difference(theirs, mine)
         if difference:

@@ -53,6 +53,7 @@ def train(package: Package, data: PackedSet, config: TrainConfig, folder: Path) 
 def _train(run: Run, folder: Path) -> Iterator[Event]:
     try:
         if (folder / "package" / "card.json").is_file() and (folder / "done").is_file():
+            yield from run.feed.check(run.config.split)
             yield Done(path=str(folder / "package"), text="already trained")
             return
         yield from run.start()

@@ -75,7 +75,8 @@ class Optimizers:
     def __init__(self, modules: Iterable[nn.Module], config: TrainConfig, lazy: int = 1) -> None:
         self.names: dict[Tensor, str] = {}
         matrices, others, plain = [], [], []
-        embeddings = {m.weight for module in modules for m in module.modules() if isinstance(m, nn.Embedding)}
+        tables = (m for module in modules for m in module.modules() if isinstance(m, nn.Embedding))
+        embeddings = {p for table in tables for p in table.parameters()}  # a normalised one's weight is no parameter
         for index, module in enumerate(modules):
             for name, p in module.named_parameters():
                 if p in self.names:
