@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sojourn import errors
+from sojourn.config import load_recipe
 
 SRC = Path(errors.__file__).parent
 RAISED = {name for name, cls in vars(errors).items() if isinstance(cls, type) and issubclass(cls, Exception)}
@@ -56,6 +57,27 @@ def test_a_message_is_shown_in_the_users_language(monkeypatch: pytest.MonkeyPatc
     assert "超出" in error.localised()
     monkeypatch.setenv("SOJOURN_LANG", "en")
     assert "outside" in error.localised()
+
+
+@pytest.mark.parametrize(
+    ("setting", "english", "chinese"),
+    [
+        ("seen=abc", "must be a whole number", "须为整数"),
+        ("seen=0", "must be 1 or more", "不得小于 1"),
+        ("lr=x", "must be a number", "须为数"),
+        ("lr=0", "must be more than 0", "须大于 0"),
+        ("decay=2", "must be 1 or less", "不得大于 1"),
+        ("cache=perhaps", "must be true or false", "须为 true 或 false"),
+        ("optimizer=sgd", "must be 'adamw', 'muon'", "须为以下之一：'adamw', 'muon'"),
+    ],
+)
+def test_why_a_setting_is_wrong_is_said_in_both_languages(setting: str, english: str, chinese: str) -> None:
+    with pytest.raises(errors.ConfigError) as caught:
+        load_recipe("vae", [setting])
+    assert str(caught.value).endswith(english)
+    assert caught.value.localised("zh").endswith(chinese)
+    kind, template, fields = caught.value.__reduce__()[1]  # type: ignore[misc]
+    assert errors._rebuild(kind, template, fields).localised("zh").endswith(chinese)
 
 
 def test_an_error_is_rebuilt_from_its_parts() -> None:

@@ -19,7 +19,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from sojourn import registry, safefile
 from sojourn.card import home
 from sojourn.errors import ConfigError, NotFound
-from sojourn.schema import Part, Strict
+from sojourn.schema import Part, Strict, reason
 
 T = TypeVar("T", bound=Strict)
 SHOWN = 200
@@ -238,7 +238,7 @@ def explain(error: ValidationError, model: type[Any], what: str) -> ConfigError:
         what=what,
         place=place,
         found=_short(first.get("input")),
-        why=first["msg"],
+        why=reason(first),
     )
 
 

@@ -35,7 +35,8 @@ class SojournError(Exception):
     def localised(self, language: str | None = None) -> str:
         """The message in `language` ("en" or "zh"; None = the user's), English where no translation exists."""
         template = translate(self.template, language)
-        return template.format(**self.fields) if self.fields else template
+        said = {k: v.localised(language) if isinstance(v, SojournError) else v for k, v in self.fields.items()}
+        return template.format(**said) if said else template
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.template, self.fields)
@@ -91,6 +92,10 @@ class Forbidden(SojournError):
 
 class OutOfRoom(SojournError):
     """Disk or memory is not enough."""
+
+
+class Reason(SojournError):
+    """Why a value is wrong: never raised, a field of an error that says whose value it is."""
 
 
 def language() -> str:

@@ -30,7 +30,7 @@ from sojourn.grammar import (
     too_long,
     wide,
 )
-from sojourn.schema import REFUSED, Prompt
+from sojourn.schema import REFUSED, Prompt, reason
 
 __all__ = [
     "ALIASES",
@@ -114,13 +114,13 @@ def explained(error: ValidationError) -> InvalidInput:
     name, found = str(first["loc"][0]), first["input"]
     at = {"name": name, "found": show(":".join(map(str, found)) if isinstance(found, tuple) else str(found))}
     if name not in PARAMETERS:
-        return InvalidInput("{name} of the prompt is {found}: {problem}", problem=first["msg"], **at)
+        return InvalidInput("{name} of the prompt is {found}: {problem}", problem=reason(first), **at)
     parameter = PARAMETERS[name]
     if parameter.kind == "ratio":
         return InvalidInput("--{name} is {found}, must be width:height, both 1..{high}", high=parameter.high, **at)
     if parameter.kind in {"whole", "number"}:
         return InvalidInput("--{name} is {found}, must be {low}..{high}", low=parameter.low, high=parameter.high, **at)
-    return InvalidInput("--{name} is {found}: {problem}", problem=first["msg"], **at)
+    return InvalidInput("--{name} is {found}: {problem}", problem=reason(first), **at)
 
 
 def used(prompt: Prompt) -> list[str]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from sojourn.errors import InvalidInput
+from sojourn.errors import InvalidInput, Reason
 
 FORMAT = 1
 """Version of the package folder; `package.migrate` lifts older ones."""
@@ -19,6 +20,36 @@ class Strict(BaseModel):
     """Unknown keys are errors; docstrings under fields are their descriptions."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=False)
+
+
+def reason(found: Mapping[str, Any]) -> Reason | str:
+    """Why a value is wrong, from one of pydantic's findings, in words that there are in each language."""
+    given = found.get("ctx", {})
+    about = {name: int(v) if isinstance(v, float) and v.is_integer() else v for name, v in given.items()}
+    match found["type"]:
+        case "int_parsing" | "int_type" | "int_from_float":
+            return Reason("must be a whole number")
+        case "float_parsing" | "float_type" | "finite_number":
+            return Reason("must be a number")
+        case "bool_parsing" | "bool_type":
+            return Reason("must be true or false")
+        case "string_type":
+            return Reason("must be text")
+        case "tuple_type" | "list_type":
+            return Reason("must be a list, as [1, 2]")
+        case "greater_than":
+            return Reason("must be more than {gt}", gt=about["gt"])
+        case "greater_than_equal":
+            return Reason("must be {ge} or more", ge=about["ge"])
+        case "less_than":
+            return Reason("must be less than {lt}", lt=about["lt"])
+        case "less_than_equal":
+            return Reason("must be {le} or less", le=about["le"])
+        case "multiple_of":
+            return Reason("must be a multiple of {multiple_of}", multiple_of=about["multiple_of"])
+        case "literal_error":
+            return Reason("must be {expected}", expected=str(about["expected"]).replace(" or ", ", "))
+    return str(found["msg"])
 
 
 WORDS_MAX = 2000

@@ -17,7 +17,7 @@ from torch import Tensor
 from sojourn.data import clean
 from sojourn.errors import ConfigError, DataError
 from sojourn.registry import register
-from sojourn.schema import Strict
+from sojourn.schema import Strict, reason
 from sojourn.types import DataSpec
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class ImageCodec:
             first = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in first["loc"])
             raise ConfigError(
-                'codec "image": {field} is wrong: {reason}', field=where or "config", reason=first["msg"]
+                'codec "image": {field} is wrong: {reason}', field=where or "config", reason=reason(first)
             ) from None
         own = self._config
         self.spec = DataSpec("image", (own.channels, own.height, own.width))

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sojourn.errors import ConfigError, DataError, InvalidInput, PackageError
 from sojourn.registry import register
-from sojourn.schema import Strict
+from sojourn.schema import Strict, reason
 from sojourn.types import DataSpec
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class TextCodec:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(key) for key in first["loc"])
-            raise ConfigError("text codec setting {field}: {problem}", field=where, problem=first["msg"]) from None
+            raise ConfigError("text codec setting {field}: {problem}", field=where, problem=reason(first)) from None
         if self._config.tokenizer == "bpe" and 0 < self._config.vocab < FIRST + 256:
             raise ConfigError(
                 "vocab of a bpe tokenizer is {found}; it needs {least} at least (every byte, and the special tokens)",

@@ -17,7 +17,7 @@ from sojourn.data.report import Report
 from sojourn.data.scan import scan, shown
 from sojourn.data.settings import PrepareConfig
 from sojourn.errors import ConfigError, DataError
-from sojourn.schema import Artifact, Done, Event, Log
+from sojourn.schema import Artifact, Done, Event, Log, reason
 
 __all__ = ["PrepareConfig", "prepare"]
 
@@ -73,7 +73,7 @@ def _resolve(config: PrepareConfig | None, settings: dict[str, Any]) -> PrepareC
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise ConfigError(
-            "setting {field} is wrong: {reason}", field=str(first["loc"][0]), reason=first["msg"]
+            "setting {field} is wrong: {reason}", field=str(first["loc"][0]), reason=reason(first)
         ) from None
 
 
