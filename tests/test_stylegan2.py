@@ -189,6 +189,14 @@ def test_r3gan_compares_each_real_picture_with_a_drawn_one():
     torch.testing.assert_close(loss_g.value.detach(), torch.log1p(torch.exp(-(b - a))).detach())
 
 
+def test_r3gans_pictures_end_where_pictures_do():
+    family = relative()
+    with torch.no_grad():
+        family.G.out.weight.mul_(100)
+        x = family.G(torch.randn(4, family.config.z_dim), Cond(labels=torch.zeros(4, 1, dtype=torch.long)))
+    assert 0.99 < float(x.abs().max()) <= 1
+
+
 def test_r3gans_first_map_is_laid_out_by_the_class():
     """Not only louder or quieter by channel: each place has a say of its own."""
     family = relative()

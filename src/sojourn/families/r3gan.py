@@ -127,10 +127,10 @@ def trunk(widths: list[int], config: R3GANConfig, up: bool) -> nn.Sequential:
 
 
 class R3Generator(nn.Module):
-    """z (b, z_dim) and a condition to pictures (b c h w), by a map of 4x4 that both lay out, and upwards.
+    """z (b, z_dim) and a condition to pictures (b c h w) in (-1, 1), by a map of 4x4 that both lay out, and upwards.
 
     Against Huang et al. 2024, where they scale the channels of one learnt map: that way a small net draws one shape for
-    all classes long before it hears of them.
+    all classes long before it hears of them. Nor do they end pictures at -1 and 1: a white ground turned grey.
     """
 
     def __init__(self, spec: DataSpec, config: R3GANConfig) -> None:
@@ -147,7 +147,7 @@ class R3Generator(nn.Module):
 
     def forward(self, z: Tensor, cond: Cond) -> Tensor:
         h = self.first(with_condition(self.embed, z, cond)).view(len(z), -1, self.coarsest, self.coarsest)
-        out: Tensor = self.out(self.body(h))
+        out: Tensor = self.out(self.body(h)).tanh()
         return out
 
 
