@@ -193,6 +193,25 @@ def test_errors_in_chinese(packages_folder: Path, here: Path, capsys: pytest.Cap
     assert any("\u4e00" <= c <= "\u9fff" for c in err)
 
 
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["sample", "vae"], "缺少 '--out'"),
+        (["train"], "缺少 'RECIPE'"),
+        (["train", "vae", "--run"], "--run 需要一个值"),
+        (["train", "vae", "--nosuch"], "没有选项 --nosuch"),
+        (["sample", "vae", "-n", "x", "--out", "o"], "'-n' 不对"),
+    ],
+)
+def test_wrong_arguments_in_chinese(
+    args: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SOJOURN_LANG", "zh")
+    assert said in fails(args, capsys, 2)
+    monkeypatch.setenv("SOJOURN_LANG", "en")
+    assert not any("\u4e00" <= c <= "\u9fff" for c in fails(args, capsys, 2))
+
+
 def test_sample_makes_a_set_and_goes_on(packages_folder: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = ["sample", str(packages_folder / "flow"), "-n", "12", "--out", "many", "--batch", "4"]
     assert run(args) == 0

@@ -12,7 +12,7 @@ import sys
 import click
 
 from sojourn.cli.say import error_line, say_error
-from sojourn.errors import InvalidInput, SojournError
+from sojourn.errors import InvalidInput, Reason, SojournError, language
 
 VERBS = {
     "imagine": ("draw:imagine", "Draw pictures from a prompt."),
@@ -81,7 +81,7 @@ def run(args: list[str]) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
     except click.ClickException as error:
-        error_line(error.format_message())
+        error_line(_usage(error))
         return error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -89,3 +89,19 @@ def run(args: list[str]) -> int:
     except MemoryError:
         error_line("out of memory; ask for fewer or smaller pictures")
         return 1
+
+
+def _usage(error: click.ClickException) -> str:
+    """What is wrong with the arguments: in click's own words, or in Chinese."""
+    if language() == "en":
+        return error.format_message()
+    name = error.param.get_error_hint(error.ctx) if isinstance(error, click.BadParameter) and error.param else ""
+    if isinstance(error, click.NoSuchOption):
+        return Reason("there is no option {name}", name=error.option_name).localised()
+    if isinstance(error, click.BadOptionUsage):
+        return Reason("{name} wants a value", name=error.option_name).localised()
+    if isinstance(error, click.MissingParameter) and name:
+        return Reason("{name} is missing", name=name).localised()
+    if isinstance(error, click.BadParameter) and name:
+        return Reason("{name} is wrong: {why}", name=name, why=error.message).localised()
+    return error.format_message()
