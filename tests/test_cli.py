@@ -333,7 +333,7 @@ def test_a_training_does_not_take_anothers_name(digits: Path, here: Path, capsys
 def test_an_interrupt_saves_and_the_same_command_goes_on(digits: Path, here: Path) -> None:
     import signal
 
-    args = [sys.executable, "-m", "sojourn", "train", "digits", "--run", "run", "--json"]
+    args = [sys.executable, "-m", "sojourn", "train", "digits", "--run", "run", "--to", "halted", "--json"]
     for item in (
         f"data={digits}",
         "seen=1000000",

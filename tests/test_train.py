@@ -675,7 +675,7 @@ def test_shipped_recipes_load_and_overrides_reach_them() -> None:
         load_recipe("digits", ["train.sen=1000"])
     with pytest.raises(ConfigError, match="begin it with one of tower, autoencoder, decoder, flow"):
         load_recipe("emoji", ["lr=1"])
-    with pytest.raises(ConfigError, match="less than or equal to 10"):
+    with pytest.raises(ConfigError, match="must be 10 or less"):
         load_recipe("digits", ["lr=1e9"])
 
 

@@ -191,8 +191,6 @@ class StyleGAN2(GAN):
         eps = [noise.draw(f"noise/{i}", shape).to(self.length) for i, shape in enumerate(shapes)]
         late = noise.draw(f"{LATE}z", (self.config.z_dim,)).to(self.length) if options.mix is not None else None
         step = self._step(options)
-        if options.mix is not None and options.mix >= (count := self.G.synthesis.count):
-            raise InvalidInput("layer {found} is outside 0..{most}", found=options.mix, most=count - 1)
 
         def decode(z: Tensor) -> Tensor:
             styles = self.G.styles(z, cond)

@@ -152,11 +152,8 @@ def _claim(recipe: Recipe, folder: Path) -> None:
     """Write recipe.json, or check that the one there says the same; a run that never came to train claims nothing."""
     path = folder / "recipe.json"
     mine = recipe.dump()
-    begun = [*folder.glob("*/state/*"), *folder.glob("*/done")]
-    if not begun:
-        for mark in folder.glob("*/trained-on.json"):
-            mark.unlink()
-    elif path.is_file():
+    begun = any(next(folder.glob(pattern), None) for pattern in ("*/state/*", "*/done"))
+    if begun and path.is_file():
         theirs = json.loads(path.read_text(encoding="utf-8"))
         difference = _difference(theirs, mine)
         if difference:
