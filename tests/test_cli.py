@@ -198,6 +198,9 @@ def test_errors_in_chinese(packages_folder: Path, here: Path, capsys: pytest.Cap
     [
         (["sample", "vae"], "缺少 '--out'"),
         (["train"], "缺少 'RECIPE'"),
+        (["imagin"], "没有命令“imagin”；是不是 imagine？"),
+        (["jump"], "没有命令“jump”；sojourn --help"),
+        (["keys", "jump"], "没有命令“jump”；sojourn keys --help"),
         (["train", "vae", "--run"], "--run 需要一个值"),
         (["train", "vae", "--nosuch"], "没有选项 --nosuch"),
         (["sample", "vae", "-n", "x", "--out", "o"], "'-n' 不对"),

@@ -383,6 +383,18 @@ def test_a_report_that_cannot_be_written_is_refused_before_anything_is_drawn(
         assert "Permission denied" in capsys.readouterr().err
 
 
+def test_an_evaluation_that_is_refused_leaves_no_folder(
+    packages_folder: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sojourn.measure.features.load_features", lambda name: Cheap())
+    call = ["evaluate", str(packages_folder / "flow"), "--data", str(digits), "-o", "stepz=3"]
+    assert run([*call, "--out", str(tmp_path / "new")]) == 2
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "old").mkdir()
+    assert run([*call, "--out", str(tmp_path / "old")]) == 2
+    assert (tmp_path / "old").exists()
+
+
 def test_a_class_is_asked_by_its_name_whatever_its_captions_are(model: Model, bench: Bench) -> None:
     rows = bench.groups()[0].rows[:6]
     for row in rows.tolist():

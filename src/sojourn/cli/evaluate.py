@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,8 +84,8 @@ def evaluate(
     if name is None:
         if len(folders) != 2 or not all(path.is_dir() and not (path / "card.json").is_file() for path in folders):
             raise InvalidInput("name the set that packages are measured against (--data SET), or give two folders")
-        _ready(out)
-        follow(kept(compare(folders, load_features(features))), as_json=False)
+        with _ready(out):
+            follow(kept(compare(folders, load_features(features))), as_json=False)
         title = f"{folders[0].name} / {folders[1].name}"
     else:
         from sojourn.data.dataset import PackedSet
@@ -100,8 +101,8 @@ def evaluate(
                     '"{set}" is a set of texts, which are not drawn: leave out {names}', set=name, names=names
                 )
             models = [load(target) for target in targets]
-            _ready(out)
-            follow(kept(evaluate_texts(models, data, count)), as_json=False)
+            with _ready(out):
+                follow(kept(evaluate_texts(models, data, count)), as_json=False)
             _tell(found, out, f"{', '.join(targets)} / {name}", as_json)
             return
         bench = Bench(data, load_features(features), None, count, seed)
@@ -112,8 +113,8 @@ def evaluate(
             bench.asked = listed(prompts)
         bench.options = options
         models = [load(target) for target in targets]
-        _ready(out)
-        follow(kept(evaluate(models, bench, classifier)), as_json=False)
+        with _ready(out):
+            follow(kept(evaluate(models, bench, classifier)), as_json=False)
         title = f"{', '.join(targets)} / {name}"
     _tell(found, out, title, as_json)
 
@@ -138,11 +139,23 @@ def _tell(found: list[Any], out: Path, title: str, as_json: bool) -> None:
     say("the report is {path}", path=path)
 
 
-def _ready(out: Path) -> None:
-    """Make the folder for the report before anything is drawn. Raises InvalidInput where one cannot write to it."""
+@contextmanager
+def _ready(out: Path) -> Iterator[None]:
+    """Make the folder for the report before anything is drawn; an empty one goes again where that fails.
+
+    Raises InvalidInput where one cannot write to it.
+    """
+    there = out.exists()
     writable(out)
     if not os.access(out, os.W_OK | os.X_OK):
         raise InvalidInput('cannot write to "{path}": {reason}', path=out, reason=os.strerror(errno.EACCES))
+    try:
+        yield
+    except BaseException:
+        if not there:
+            with suppress(OSError):
+                out.rmdir()
+        raise
 
 
 def listed(path: Path) -> list[tuple[str, str]]:

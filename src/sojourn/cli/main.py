@@ -11,7 +11,7 @@ import sys
 
 import click
 
-from sojourn.cli.say import error_line, say_error
+from sojourn.cli.say import Commands, error_line, say_error
 from sojourn.errors import InvalidInput, Reason, SojournError, language
 
 VERBS = {
@@ -36,7 +36,7 @@ VERBS = {
 }
 
 
-class Verbs(click.Group):
+class Verbs(Commands):
     """Imports a verb's file when the verb is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import click
 
-from sojourn.cli.say import console, error_line, say
+from sojourn.cli.say import Commands, console, error_line, say
 
 
-@click.group()
+@click.group(cls=Commands)
 def models() -> None:
     """List, show, verify, export and import packages."""
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sojourn.errors import PromptError, SojournError, translate
+import click
+
+from sojourn.errors import InvalidInput, PromptError, SojournError, translate
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -19,6 +22,21 @@ if TYPE_CHECKING:
 
 HALF = "\u2580"
 """Upper half block: its foreground is the upper pixel, its background the lower one."""
+
+
+class Commands(click.Group):
+    """A group of commands that says in the user's language which one there is not."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, known = args[0], self.list_commands(ctx)
+        if name in known or name.startswith("-"):
+            return super().resolve_command(ctx, args)
+        near = difflib.get_close_matches(name, known, 1)
+        if near:
+            raise InvalidInput('there is no command "{name}"; did you mean {near}?', name=name, near=near[0])
+        raise InvalidInput('there is no command "{name}"; {path} --help lists them', name=name, path=ctx.command_path)
 
 
 def say(template: str, /, **fields: object) -> None:

@@ -10,7 +10,7 @@ import sys
 
 import click
 
-from sojourn.cli.say import console, say, warn
+from sojourn.cli.say import Commands, console, say, warn
 from sojourn.errors import InvalidInput
 
 DATABASE = click.option("--database", metavar="URL", help="Default: studio.sqlite in the home folder.")
@@ -49,7 +49,7 @@ def _loopback(host: str) -> bool:
         return False
 
 
-@click.group()
+@click.group(cls=Commands)
 def keys() -> None:
     """Keys for the server: who may come in, and what for."""
 
