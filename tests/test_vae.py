@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
+from sojourn.diffusion.path import T_MAX
 from sojourn.errors import InvalidInput
 from sojourn.families.base import drawn
+from sojourn.families.prior import LatentFlow, lifted, placed
 from sojourn.families.vae import VAE, Autoencoder, AutoencoderOptions, gaussian, kl_normal, roughness
 from sojourn.families.vaegan import VAEGAN, likeness
 from sojourn.registry import get, preset
@@ -182,7 +184,10 @@ def test_a_prior_learns_where_the_latents_of_a_class_lie():
 
 @pytest.mark.parametrize("id", ["cvae", "vae-gan"])
 def test_a_conditional_vae_draws_from_its_prior(id: str):
-    family, cond = conditional(id).eval(), Cond(labels=torch.tensor([[1], [1]]))
+    family, cond = (
+        conditional(id, **({"flow": 0} if id == "cvae" else {})).eval(),
+        Cond(labels=torch.tensor([[1], [1]])),
+    )
     torch.nn.init.normal_(family.enc.prior.out.weight)
     noise, z = Noise([3, 4]), Noise([3, 4]).draw("z", (4,))
     with torch.no_grad():
@@ -190,6 +195,61 @@ def test_a_conditional_vae_draws_from_its_prior(id: str):
         for temperature in (0.0, 0.5):
             drawn = list(family.sample(cond, noise, family.Options(temperature=temperature)))[-1].x
             torch.testing.assert_close(drawn, family.dec(mean + temperature * (logvar / 2).exp() * z, cond))
+
+
+def test_a_flow_learns_latents_that_no_gaussian_has():
+    """Latents of a class lie on two points; draws end there, by the condition, and between them where it is away."""
+    torch.manual_seed(0)
+    flow = LatentFlow(replace(SPEC, labels=(("d", 2),)), (2,), 32, told=True)
+    eps = torch.randn(256, 2)
+    torch.testing.assert_close(flow(eps, Cond()), eps * T_MAX, msg="before it has learnt, a draw is itself")
+    points = torch.tensor([[[1.0, 1.0], [-1.0, -1.0]], [[1.0, -1.0], [-1.0, 1.0]]])  # class, point, place
+    optimizer = torch.optim.Adam(flow.parameters(), lr=3e-3)
+    for _ in range(400):
+        labels, point = torch.randint(2, (64, 1)), torch.randint(2, (64,))
+        cond = Cond(labels=labels).drop(0.2)
+        optimizer.zero_grad()
+        flow.loss(points[labels[:, 0], point], cond).mean().backward()
+        optimizer.step()
+    with torch.no_grad():
+        for label in (0, 1):
+            drawn = flow(eps, Cond(labels=torch.full((256, 1), label)))
+            apart = torch.cdist(drawn, points[label])
+            assert float((apart.min(dim=1).values < 0.3).float().mean()) > 0.9
+            assert 0.3 < float(apart.argmin(dim=1).float().mean()) < 0.7, "both of its points"
+        free = flow(eps, Cond(labels=torch.full((256, 1), -1)))
+        assert (torch.cdist(free, points.flatten(0, 1)).argmin(dim=1).bincount(minlength=4) > 20).all()
+        zeros = Cond(labels=torch.zeros(256, 1, dtype=torch.long))
+        hard, plain = flow(eps, zeros, guidance=3.0), flow(eps, zeros)
+    assert float((torch.cdist(hard, points[0]).min(dim=1).values < 0.4).float().mean()) > 0.9
+    assert float((hard - plain).abs().mean()) > 0.01
+
+
+def test_draws_of_a_vae_come_through_its_flow_and_its_gradients_stay_its_own():
+    family, data = conditional("cvae", flow=16, label_drop=0.0).train(), kinds()
+    family.loss("elbo", data, 0).value.mean().backward()
+    ours = [p.grad.clone() for net in (family.enc, family.dec) for p in net.parameters() if p.grad is not None]
+    assert all(p.grad is not None for p in family.flow.out.parameters())
+    plain = conditional("cvae", flow=0, label_drop=0.0).train()
+    plain.load_state_dict({k: v for k, v in family.state_dict().items() if not k.startswith("flow.")})
+    torch.manual_seed(5)
+    first = family.loss("elbo", data, 0).logs
+    torch.manual_seed(5)
+    assert float(first["loss/recon"].mean()) == float(plain.loss("elbo", data, 0).logs["loss/recon"].mean())
+    assert ours
+    torch.nn.init.normal_(family.flow.out.bias)
+    noise, cond = Noise([3, 4]), Cond(labels=torch.tensor([[1], [0]]))
+    with torch.no_grad():
+        draw = family.flow(noise.draw("z", (4,)), cond, 2.0)
+        wanted = family.eval().dec(placed(draw, family.enc.expected(cond, 2)), cond)
+        got = list(family.sample(cond, noise, family.Options(guidance=2.0)))[-1].x
+    torch.testing.assert_close(got, wanted)
+
+
+def test_lifted_undoes_placed():
+    z, prior = torch.randn(3, 4), (torch.randn(3, 4), torch.randn(3, 4))
+    torch.testing.assert_close(lifted(placed(z, prior), prior), z)
+    assert lifted(z, None) is z
 
 
 @pytest.mark.parametrize(("id", "phase"), [("cvae", "elbo"), ("vae-gan", "enc"), ("vae-gan", "D"), ("vq-vae", "elbo")])

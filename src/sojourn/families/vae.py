@@ -16,11 +16,15 @@ from torch.nn import functional as F
 
 from sojourn.errors import ConfigError, InvalidInput
 from sojourn.families.base import BaseConfig, BaseOptions, Family, LatentOptions, Phase, Width, drawn
+from sojourn.families.prior import LatentFlow, Prior, Told, lifted, placed
 from sojourn.nets.blocks import ResBlock
 from sojourn.nets.conv import embedding
 from sojourn.nets.losses import gradient_l1
 from sojourn.registry import register
 from sojourn.types import Batch, Cond, DataSpec, Guide, Loss, Noise, Step
+
+FLOW_WEIGHT = 0.1
+"""Of the flow's loss beside the ELBO: they share no weights, and the gradient's length is clipped for all of them."""
 
 
 class AutoencoderConfig(BaseConfig):
@@ -132,39 +136,6 @@ class Decoder(nn.Module):
         return F.pixel_shuffle(x, self.stem) if self.stem > 1 else x
 
 
-class Told(nn.Module):
-    """A condition to what the decoder is told of it, (b, dim): things of like names may look quite different."""
-
-    def __init__(self, spec: DataSpec, dim: int) -> None:
-        super().__init__()
-        self.embed = embedding(spec, dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.SiLU(), nn.Linear(4 * dim, dim))
-
-    def forward(self, cond: Cond, rows: int) -> Tensor:
-        vector = self.embed(cond, rows)[0]
-        out: Tensor = vector + self.mlp(vector)
-        return out
-
-
-class Prior(nn.Module):
-    """What a condition says of latents before the picture is seen: mean and log variance, (b, *shape) each.
-
-    Source: Sohn et al. 2015, sec. 4.1 (the prior network).
-    """
-
-    def __init__(self, spec: DataSpec, shape: Sequence[int], hidden: int = 256) -> None:
-        super().__init__()
-        self.shape = tuple(shape)
-        self.told = Told(spec, hidden)
-        self.out = nn.Linear(hidden, 2 * math.prod(self.shape))
-        nn.init.normal_(self.out.weight, 0, 1e-3)
-        nn.init.zeros_(self.out.bias)
-
-    def forward(self, cond: Cond, rows: int) -> tuple[Tensor, Tensor]:
-        mean, logvar = self.out(self.told(cond, rows)).float().view(rows, 2, *self.shape).unbind(dim=1)
-        return mean, logvar.clamp(-20, 10)
-
-
 def side_of(spec: DataSpec, config: AutoencoderConfig) -> tuple[int, int]:
     """Height and width of the smallest feature map."""
     factor = config.stem * 2 ** (len(config.widths) - 1)
@@ -232,10 +203,11 @@ class Autoencoder(Family):
             if options.direction >= (size := math.prod(self.latent_shape)):
                 raise InvalidInput("direction {found} is outside 0..{most}", found=options.direction, most=size - 1)
             z.view(len(z), -1)[:, options.direction] += options.move
-        yield from drawn(
-            lambda latent: self.dec(placed(latent, self.enc.expected(cond, len(latent))), cond),
-            z, cond, guides, noise, options,
-        )  # fmt: skip
+        yield from drawn(lambda draw: self.dec(self.place(draw, cond, options), cond), z, cond, guides, noise, options)
+
+    def place(self, draw: Tensor, cond: Cond, options: LatentOptions) -> Tensor:
+        """The latent (b, ...) that a draw of the same shape from a standard normal stands for."""
+        return placed(draw, self.enc.expected(cond, len(draw)))
 
     def dropped(self, batch: Batch) -> Cond:
         """The batch's condition, emptied in some rows."""
@@ -279,9 +251,9 @@ class Autoencoder(Family):
     "family",
     "cvae",
     presets={
-        "tiny": {"widths": (8, 16), "z": 4, "depth": (1, 1), "conditional": True},
-        "s": {"widths": (32, 64), "z": 16, "depth": (1, 1), "conditional": True},
-        "64": {"stem": 2, "widths": (48, 96, 128, 128), "z": 64, "depth": (1, 1), "conditional": True},
+        "tiny": {"widths": (8, 16), "z": 4, "depth": (1, 1), "conditional": True, "flow": 32},
+        "s": {"widths": (32, 64), "z": 16, "depth": (1, 1), "conditional": True, "flow": 256},
+        "64": {"stem": 2, "widths": (48, 96, 128, 128), "z": 64, "depth": (1, 1), "conditional": True, "flow": 512},
     },
     about="CVAE: a VAE that is told the class or the words",
     source="Sohn et al. 2015, Learning Structured Output Representation",
@@ -315,9 +287,22 @@ class VAE(Autoencoder):
         drawn from 0 to this. A decoder that knows it smooths over what a walk leaves unfinished. Source: Zheng et al.
         2025 (representation autoencoders), noise-augmented decoding."""
 
+        flow: int = Field(0, ge=0, le=4096)
+        """Width of a small net that learns as a flow where latents lie, by the condition: what is drawn comes through
+        it. 0 = none: it comes from a Gaussian."""
+
+    class Options(AutoencoderOptions):
+        guidance: float = Field(1.0, ge=0, le=30)
+        """flow: how hard the condition pulls. 1 = as it is, more = clearer and less varied."""
+
     bf16: ClassVar[bool] = True
 
     config: Config
+
+    def __init__(self, config: Config, spec: DataSpec) -> None:
+        super().__init__(config, spec)
+        told = conditional(spec, config)
+        self.flow = LatentFlow(spec, self.latent_shape, config.flow, told) if config.flow else None
 
     @property
     def splittable(self) -> bool:  # type: ignore[override]
@@ -325,7 +310,14 @@ class VAE(Autoencoder):
         return not self.config.noise
 
     def phases(self) -> list[Phase]:
-        return [Phase("elbo", ("dec",) if self.config.learns == "decoder" else ("enc", "dec"))]
+        if self.config.learns == "decoder":
+            return [Phase("elbo", ("dec",))]
+        return [Phase("elbo", ("enc", "dec", "flow") if self.flow is not None else ("enc", "dec"))]
+
+    def place(self, draw: Tensor, cond: Cond, options: LatentOptions) -> Tensor:
+        if self.flow is not None and isinstance(options, VAE.Options):
+            draw = self.flow(draw, cond, options.guidance)
+        return super().place(draw, cond, options)
 
     def loss(self, phase: str, batch: Batch, seen: int) -> Loss:
         cond = self.dropped(batch)
@@ -334,8 +326,9 @@ class VAE(Autoencoder):
             if self.config.corruption and self.training:
                 x = x + self.config.corruption * torch.randn_like(x)
             mean, logvar = gaussian(self.enc(x, cond))
-            kl = kl_normal(mean, logvar, self.enc.expected(cond, len(batch)))  # (b,)
-        z = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
+            prior = self.enc.expected(cond, len(batch))
+            kl = kl_normal(mean, logvar, prior)  # (b,)
+        draw = z = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
         if self.config.noise and self.training:
             z = z + roughness(mean, self.config.noise) * torch.randn_like(mean)
         out = self.dec(z, cond)
@@ -347,6 +340,12 @@ class VAE(Autoencoder):
         kl = kl / size
         value = recon + self.config.annealed(seen if self.training else None) * kl
         logs = {"loss/recon": recon.detach(), "loss/kl": kl.detach()}
+        if self.flow is not None and self.training and self.config.learns == "both":
+            with torch.no_grad():
+                lies = lifted(draw, prior)
+            flow = self.flow.loss(lies, cond)
+            value = value + FLOW_WEIGHT * flow
+            logs["loss/flow"] = flow.detach()
         if self.config.edges:
             lines = gradient_l1(out, batch.x)
             value = value + self.config.edges * lines
@@ -367,11 +366,6 @@ def roughness(mean: Tensor, most: float) -> Tensor:
     share = most * torch.rand(len(mean), device=mean.device)
     share[::2] = 0
     return torch.einsum("b,z->bz", share, spread).view(*mean.shape[:2], *(1 for _ in mean.shape[2:]))
-
-
-def placed(draw: Tensor, prior: tuple[Tensor, Tensor] | None) -> Tensor:
-    """A standard normal draw (b, z, ...) as one of a prior's mean and log variance."""
-    return draw if prior is None else prior[0] + (0.5 * prior[1]).exp() * draw
 
 
 def kl_normal(mean: Tensor, logvar: Tensor, prior: tuple[Tensor, Tensor] | None = None) -> Tensor:

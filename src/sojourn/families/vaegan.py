@@ -12,7 +12,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sojourn.families.base import Phase
-from sojourn.families.vae import Autoencoder, Decoder, GaussianConfig, gaussian, kl_normal, placed
+from sojourn.families.prior import placed
+from sojourn.families.vae import Autoencoder, Decoder, GaussianConfig, gaussian, kl_normal
 from sojourn.nets import losses
 from sojourn.nets.conv import Discriminator
 from sojourn.registry import register

@@ -171,3 +171,20 @@ class ResBlock(nn.Module):
             scale, shift = self.modulate(vector)[:, :, None, None].chunk(2, dim=1)
             h = h * (1 + scale) + shift
         return self.skip(x) + self.conv2(F.silu(h))
+
+
+class VectorBlock(nn.Module):
+    """Two layers around a skip, (b, width) -> (b, width), scaled and shifted by a vector (b, width)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulate = nn.Linear(width, 2 * width)
+        self.up = nn.Linear(width, 2 * width)
+        self.down = nn.Linear(2 * width, width)
+        nn.init.zeros_(self.down.weight)
+        nn.init.zeros_(self.down.bias)
+
+    def forward(self, x: Tensor, vector: Tensor) -> Tensor:
+        scale, shift = self.modulate(F.silu(vector)).chunk(2, dim=1)
+        return x + self.down(F.silu(self.up(self.norm(x) * (1 + scale) + shift)))
