@@ -203,6 +203,32 @@ def test_products_in_bf16_learn_the_same_and_resume_exactly(name: str, sets: dic
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
+def test_a_flow_that_learns_alone_leaves_the_vae_and_may_have_its_latents_made_ahead(
+    digits: Path, tmp_path: Path
+) -> None:
+    def recipe(**train: object) -> Recipe:
+        labels = Part(id="labels")
+        shared: dict[str, Any] = {"data": str(digits), "family": "cvae", "preset": "tiny", "conditioner": labels}
+        vae = Stage(name="vae", **shared, model={"flow": 0}, train=TrainConfig(**{**SMALL, "seen": 128}))
+        config = TrainConfig(**{**SMALL, "seen": 256, **train})
+        flow = Stage(name="flow", **shared, start="vae", model={"learns": "flow"}, train=config)
+        return Recipe(name="laid", stage=[vae, flow])
+
+    said = {getattr(event, "text", "") for event in run_recipe(recipe(cache=True), tmp_path / "ahead")}
+    assert '"laid" has no flow: begun anew' in said
+    assert not any("not taken" in text for text in said)
+    for _ in run_recipe(recipe(), tmp_path / "again"):
+        pass
+    before = load_file(tmp_path / "ahead" / "vae" / "package" / "weights.safetensors")
+    ahead, again = (
+        load_file(tmp_path / run / "flow" / "package" / "weights.safetensors") for run in ("ahead", "again")
+    )
+    assert all(torch.equal(ahead[name], tensor) for name, tensor in before.items())
+    assert any(name.startswith("flow.") for name in ahead)
+    for name, tensor in ahead.items():
+        torch.testing.assert_close(tensor, again[name], rtol=1e-3, atol=1e-4)
+
+
 def test_latents_and_captions_made_ahead_resume_exactly(digits: Path, tmp_path: Path) -> None:
     """The bundled model's way: a tower and an autoencoder as parts, everything encoded once, killed between."""
     rng = np.random.default_rng(0)

@@ -12,7 +12,7 @@ from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
 from sojourn.diffusion.path import T_MAX
-from sojourn.errors import InvalidInput
+from sojourn.errors import ConfigError, InvalidInput
 from sojourn.families.base import drawn
 from sojourn.families.prior import LatentFlow, lifted, placed
 from sojourn.families.vae import VAE, Autoencoder, AutoencoderOptions, gaussian, kl_normal, roughness
@@ -209,7 +209,7 @@ def test_a_flow_learns_latents_that_no_gaussian_has():
         labels, point = torch.randint(2, (64, 1)), torch.randint(2, (64,))
         cond = Cond(labels=labels).drop(0.2)
         optimizer.zero_grad()
-        flow.loss(points[labels[:, 0], point], cond).mean().backward()
+        flow.loss(points[labels[:, 0], point], cond, 8).mean().backward()
         optimizer.step()
     with torch.no_grad():
         for label in (0, 1):
@@ -244,6 +244,11 @@ def test_draws_of_a_vae_come_through_its_flow_and_its_gradients_stay_its_own():
         wanted = family.eval().dec(placed(draw, family.enc.expected(cond, 2)), cond)
         got = list(family.sample(cond, noise, family.Options(guidance=2.0)))[-1].x
     torch.testing.assert_close(got, wanted)
+
+
+def test_a_flow_alone_wants_a_width():
+    with pytest.raises(ConfigError, match="wants a flow"):
+        vae(learns="flow")
 
 
 def test_lifted_undoes_placed():

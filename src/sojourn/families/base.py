@@ -89,6 +89,10 @@ class Family(nn.Module):
     def grow(self, source: Family) -> None:
         """Begin as `source` is, whose weights were taken over: what is new here is not to spoil what it can."""
 
+    def once(self, x: Tensor) -> Tensor:
+        """What losses need of samples x (b ...), where it is the same at every visit: with `cache` computed once."""
+        return x
+
     def phases(self) -> list[Phase]:
         raise NotImplementedError
 

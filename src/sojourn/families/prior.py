@@ -19,7 +19,7 @@ from sojourn.nets.conv import embedding
 from sojourn.types import Cond, DataSpec, Noise
 
 DRAWS = 8
-"""Noise levels at which each latent is looked at in a step of training: nets of vectors cost little beside pictures."""
+"""Noise levels at which each latent is looked at in a step that encoder and decoder learn in too."""
 STEPS = 12
 """Steps of Heun's method from noise to a latent."""
 
@@ -78,21 +78,23 @@ class LatentFlow(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def velocity(self, x: Tensor, level: Tensor, cond: Cond) -> Tensor:
+        """Where x (b, *shape) moves at noise levels (b,), what is told of each row of `cond` counting for b / rows."""
         vector = self.time(level)
         if self.told is not None:
-            vector = vector + self.told(cond, len(x))
+            rows = cond.rows or len(x)
+            vector = vector + self.told(cond, rows).repeat(len(x) // rows, 1)
         h = self.enter(x.flatten(1))
         for block in self.blocks:
             h = block(h, vector)
         out: Tensor = self.out(self.norm(h)).float().view_as(x)
         return out
 
-    def loss(self, z: Tensor, cond: Cond) -> Tensor:
-        """Mean square error of the velocity towards latents z (b, *shape): (b,)."""
-        rows = z.repeat(DRAWS, *(1 for _ in z.shape[1:]))
+    def loss(self, z: Tensor, cond: Cond, draws: int = 1) -> Tensor:
+        """Mean square error of the velocity towards latents z (b, *shape) at so many noise levels of each: (b,)."""
+        rows = z.repeat(draws, *(1 for _ in z.shape[1:]))
         sample = self.path.training(rows, torch.randn_like(rows), torch.rand(len(rows), device=rows.device))
-        gap = self.velocity(sample.input, sample.level, cond.repeat(DRAWS)) - sample.target
-        return gap.square().flatten(1).mean(dim=1).view(DRAWS, len(z)).mean(dim=0)
+        gap = self.velocity(sample.input, sample.level, cond) - sample.target
+        return gap.square().flatten(1).mean(dim=1).view(draws, len(z)).mean(dim=0)
 
     def forward(self, eps: Tensor, cond: Cond, guidance: float = 1.0) -> Tensor:
         """The latents that draws eps (b, *shape) of a standard normal lead to."""

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from sojourn.errors import ConfigError, InvalidInput
 from sojourn.families.base import BaseConfig, BaseOptions, Family, LatentOptions, Phase, Width, drawn
-from sojourn.families.prior import LatentFlow, Prior, Told, lifted, placed
+from sojourn.families.prior import DRAWS, LatentFlow, Prior, Told, lifted, placed
 from sojourn.nets.blocks import ResBlock
 from sojourn.nets.conv import embedding
 from sojourn.nets.losses import gradient_l1
@@ -280,13 +280,13 @@ class VAE(Autoencoder):
         corruption: float = Field(0.0, ge=0, le=2)
         """Std of the noise on a picture before it is encoded, in its own range of -1..1; what is asked for is the clean
         one. 0 = off."""
-        learns: Literal["both", "decoder"] = "both"
-        """decoder: the encoder stays as it is, and with it all latents. For a package to start from."""
+        learns: Literal["both", "decoder", "flow"] = "both"
+        """decoder: the encoder stays as it is, and with it all latents. flow: both stay, and the flow learns where
+        latents lie, which takes more looks at each than pictures do (`cache`). For a package to start from."""
         noise: float = Field(0.0, ge=0, le=2)
         """Noise that every other latent gets beside its own before it is decoded: a share of each channel's spread,
         drawn from 0 to this. A decoder that knows it smooths over what a walk leaves unfinished. Source: Zheng et al.
         2025 (representation autoencoders), noise-augmented decoding."""
-
         flow: int = Field(0, ge=0, le=4096)
         """Width of a small net that learns as a flow where latents lie, by the condition: what is drawn comes through
         it. 0 = none: it comes from a Gaussian."""
@@ -301,6 +301,8 @@ class VAE(Autoencoder):
 
     def __init__(self, config: Config, spec: DataSpec) -> None:
         super().__init__(config, spec)
+        if config.learns == "flow" and not config.flow:
+            raise ConfigError('learns = "flow" wants a flow; give its width (flow=512)')
         told = conditional(spec, config)
         self.flow = LatentFlow(spec, self.latent_shape, config.flow, told) if config.flow else None
 
@@ -309,7 +311,14 @@ class VAE(Autoencoder):
         """With `noise` a latent sees the spread of its batch."""
         return not self.config.noise
 
+    @property
+    def keeps(self) -> Literal["best", "last"]:  # type: ignore[override]
+        """What the flow learns is not in the ELBO, by which snapshots are chosen."""
+        return "last" if self.config.learns == "flow" else "best"
+
     def phases(self) -> list[Phase]:
+        if self.config.learns == "flow":
+            return [Phase("flow", ("flow",))]
         if self.config.learns == "decoder":
             return [Phase("elbo", ("dec",))]
         return [Phase("elbo", ("enc", "dec", "flow") if self.flow is not None else ("enc", "dec"))]
@@ -319,8 +328,19 @@ class VAE(Autoencoder):
             draw = self.flow(draw, cond, options.guidance)
         return super().place(draw, cond, options)
 
+    def once(self, x: Tensor) -> Tensor:
+        """While the flow alone learns, what the encoder says of pictures without their conditions, (b, 2 z, ...)."""
+        return self.enc(x, Cond()) if self.config.learns == "flow" and x.shape[1:] == self.spec.shape else x
+
     def loss(self, phase: str, batch: Batch, seen: int) -> Loss:
         cond = self.dropped(batch)
+        if self.flow is not None and phase == "flow":
+            with torch.no_grad():
+                mean, logvar = gaussian(self.once(batch.x))
+                draw = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
+                draw = lifted(draw, self.enc.expected(cond, len(batch)))
+            value = self.flow.loss(draw, cond)
+            return Loss(value, {"loss/flow": value.detach()})
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.learns == "both"):
             x = batch.x
             if self.config.corruption and self.training:
@@ -342,8 +362,8 @@ class VAE(Autoencoder):
         logs = {"loss/recon": recon.detach(), "loss/kl": kl.detach()}
         if self.flow is not None and self.training and self.config.learns == "both":
             with torch.no_grad():
-                lies = lifted(draw, prior)
-            flow = self.flow.loss(lies, cond)
+                draw = lifted(draw, prior)
+            flow = self.flow.loss(draw, cond, DRAWS)
             value = value + FLOW_WEIGHT * flow
             logs["loss/flow"] = flow.detach()
         if self.config.edges:

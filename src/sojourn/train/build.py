@@ -144,7 +144,11 @@ def _start_from(package: Package, source: Package) -> Iterator[Event]:
     package.card.parent = source.card.identity
     problems = packages.load_weights(package.family, source.family.state_dict(), strict=False)
     package.family.grow(source.family)
-    for problem in problems:
+    theirs = {name.partition(".")[0] for name in source.family.state_dict()}
+    new = {problem.name.partition(".")[0] for problem in problems if problem.kind == "missing"} - theirs
+    if new:
+        yield Log(text=f'"{source.card.name}" has no {", ".join(sorted(new))}: begun anew')
+    for problem in (problem for problem in problems if problem.name.partition(".")[0] not in new):
         yield Log(level="warning", text=f'not taken from "{source.card.name}": {problem}')
 
 

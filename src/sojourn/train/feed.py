@@ -30,9 +30,11 @@ class Feed:
         self.codec: Any = package.codec
         self.conditioner, self.spec = package.conditioner, package.family.spec
         self.data, self.seed, self.folder, self.cache = data, seed, folder, cache
+        self.once = package.family.once
         self.column: str | None = getattr(package.conditioner, "column", None)
         part = package.card.parts.get(str(package.codec.config.get("part")))
         self.key = {"codec": package.codec.id, "config": package.codec.config, "part": part}
+        self.key |= {"start": package.card.parent} if package.card.parent else {}
         self._encoded: np.ndarray | None = None
         self._tokens: list[np.ndarray] = []
 
@@ -99,7 +101,7 @@ class Feed:
             yield Progress(done=done, total=len(captions), unit="captions", text="embedding the captions once")
 
     def _encode_all(self) -> Iterator[Event]:
-        shape = (len(self.data), *self.codec.spec.shape)
+        shape = (len(self.data), *self._sample(np.arange(1)).shape[1:])
         kind = np.int64 if self.codec.spec.vocab else np.float32
         info = self.data.info.model_dump_json()
         digest = hashlib.sha256((json.dumps(self.key, sort_keys=True) + info).encode()).hexdigest()
@@ -108,10 +110,15 @@ class Feed:
             with safefile.writing(path), path.open("wb") as file:
                 for first in range(0, shape[0], 64):
                     rows = np.arange(first, min(first + 64, shape[0]))
-                    file.write(self.codec.encode(self.data.raw(rows)).numpy().astype(kind).tobytes())
+                    file.write(self._sample(rows).numpy().astype(kind).tobytes())
                     yield Progress(done=int(rows[-1]) + 1, total=shape[0], unit="rows", text="encoding the set once")
             safefile.write_bytes(mark, json.dumps(digest).encode())
         self._encoded = np.memmap(path, kind, "r", shape=shape)
+
+    @torch.no_grad()
+    def _sample(self, rows: np.ndarray) -> Tensor:
+        out: Tensor = self.once(self.codec.encode(self.data.raw(rows)))
+        return out
 
     def batch(self, k: int, size: int, split: str = "train") -> Batch:
         """Batch k of `size` rows."""
