@@ -32,16 +32,18 @@ def trained(id: str, runs: Path) -> tuple[str, str]:
     """Names of the packages at a tenth of `seen`, before its rate falls, and at the end."""
     recipe = config.load_recipe(id)
     last = recipe.stage[-1]
-    prefix = f"{last.name}." if len(recipe.stage) > 1 else ""
-    tenth = last.train.seen // 10
     sojourn("train", id, "--run", str(runs / id), "--to", id)
-    early = ["-o", f"{prefix}seen={tenth}", "-o", f"{prefix}decay=0", "-o", f"{prefix}snapshot={tenth}"]
-    if prefix:  # the stages before it are the same: take them from the whole run
-        for stage in recipe.stage[:-1]:
-            target = runs / f"{id}-tenth" / stage.name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if not target.exists():
-                target.symlink_to(runs / id / stage.name)
+    early = []
+    for stage in recipe.stage:
+        prefix = f"{stage.name}." if len(recipe.stage) > 1 else ""
+        if stage is last or stage.name == last.start:  # one model, in stages
+            tenth = stage.train.seen // 10
+            early += ["-o", f"{prefix}seen={tenth}", "-o", f"{prefix}decay=0", "-o", f"{prefix}snapshot={tenth}"]
+            continue
+        target = runs / f"{id}-tenth" / stage.name  # a part of it, which is the same: taken from the whole run
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.exists():
+            target.symlink_to(runs / id / stage.name)
     sojourn("train", id, *early, "--run", str(runs / f"{id}-tenth"), "--to", f"{id}-tenth")
     return f"{id}-tenth", id
 
