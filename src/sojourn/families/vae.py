@@ -324,12 +324,18 @@ class VAE(Autoencoder):
         return [Phase("elbo", ("enc", "dec", "flow") if self.flow is not None else ("enc", "dec"))]
 
     def place(self, draw: Tensor, cond: Cond, options: LatentOptions) -> Tensor:
-        if self.flow is not None and isinstance(options, VAE.Options):
-            draw = self.flow(draw, cond, options.guidance)
+        guidance = options.guidance if isinstance(options, VAE.Options) else 1.0
+        if self.flow is not None:
+            draw = self.flow(draw, cond, guidance)
+        elif guidance != 1:
+            raise InvalidInput("guidance is for a VAE that was trained with a flow; leave it out")
         return super().place(draw, cond, options)
 
     def once(self, x: Tensor) -> Tensor:
-        """While the flow alone learns, what the encoder says of pictures without their conditions, (b, 2 z, ...)."""
+        """While the flow alone learns, what the encoder says of pictures without their conditions, (b, 2 z, ...).
+
+        One caption of many is asked at a time; an encoder with `label_drop` says much the same without any.
+        """
         return self.enc(x, Cond()) if self.config.learns == "flow" and x.shape[1:] == self.spec.shape else x
 
     def loss(self, phase: str, batch: Batch, seen: int) -> Loss:
