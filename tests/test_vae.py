@@ -246,10 +246,10 @@ def test_draws_of_a_vae_come_through_its_flow_and_its_gradients_stay_its_own():
     torch.testing.assert_close(got, wanted)
 
 
-def test_guidance_without_a_flow_is_refused():
-    family = conditional("cvae", flow=0).eval()
-    with pytest.raises(InvalidInput, match="leave it out"):
-        list(family.sample(Cond(labels=torch.zeros(1, 1, dtype=torch.long)), Noise([1]), family.Options(guidance=2.0)))
+def test_guidance_is_an_option_only_where_there_is_a_flow():
+    with_flow, without = conditional("cvae"), conditional("cvae", flow=0)
+    assert "guidance" in with_flow.Options.model_fields
+    assert "guidance" not in without.Options.model_fields
 
 
 def test_a_flow_alone_wants_a_width():

@@ -108,7 +108,7 @@ class Model:
         out = {"n", "seed", "model"}
         if self.styles:
             out.add("style")
-        fields = type(self.family).Options.model_fields
+        fields = self.family.Options.model_fields
         out |= {name for name in ("steps", "guidance") if name in fields}
         if "denoise" in self.family.guides and self.card.conditioner.id != "none":
             out |= {"no", "weights"}
@@ -190,7 +190,7 @@ class Model:
 
     def options(self, request: Request) -> Any:
         """The family's options: its own, then the package's, then the request's."""
-        kind = type(self.family).Options
+        kind = self.family.Options
         try:
             return kind(**{**self.card.options, **request.options})
         except ValueError as error:

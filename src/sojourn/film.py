@@ -65,7 +65,7 @@ def along(
     **more: Any,
 ) -> Iterator[Image.Image]:
     """A film of one picture while an option of its family goes from low to high."""
-    fields = type(model.family).Options.model_fields
+    fields = model.family.Options.model_fields
     if option not in fields:
         raise Unsupported('"{name}" has no option "{option}"; it has {known}',
                           name=model.card.name, option=option, known=", ".join(fields))  # fmt: skip
@@ -88,7 +88,7 @@ def mixed(
 ) -> Image.Image:
     """A table of pictures: coarse styles of the row's seed, fine ones (from `layer` on) of the column's, beside the
     pictures they are of. Source: Karras et al. 2019, fig. 3."""
-    if "mix" not in type(model.family).Options.model_fields:
+    if "mix" not in model.family.Options.model_fields:
         raise Unsupported('"{name}" has no styles to mix; use a stylegan2 package', name=model.card.name)
     asked = model.request(prompt, n=1, seed=rows[0], **more)
 

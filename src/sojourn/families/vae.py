@@ -305,6 +305,8 @@ class VAE(Autoencoder):
             raise ConfigError('learns = "flow" wants a flow; give its width (flow=512)')
         told = conditional(spec, config)
         self.flow = LatentFlow(spec, self.latent_shape, config.flow, told) if config.flow else None
+        if self.flow is None:
+            self.Options = AutoencoderOptions  # type: ignore[misc, assignment]  # there is nothing that guidance could bend
 
     @property
     def splittable(self) -> bool:  # type: ignore[override]
@@ -324,11 +326,8 @@ class VAE(Autoencoder):
         return [Phase("elbo", ("enc", "dec", "flow") if self.flow is not None else ("enc", "dec"))]
 
     def place(self, draw: Tensor, cond: Cond, options: LatentOptions) -> Tensor:
-        guidance = options.guidance if isinstance(options, VAE.Options) else 1.0
         if self.flow is not None:
-            draw = self.flow(draw, cond, guidance)
-        elif guidance != 1:
-            raise InvalidInput("guidance is for a VAE that was trained with a flow; leave it out")
+            draw = self.flow(draw, cond, options.guidance if isinstance(options, VAE.Options) else 1.0)
         return super().place(draw, cond, options)
 
     def once(self, x: Tensor) -> Tensor:
