@@ -31,8 +31,11 @@ async function more() {
   before = rows.at(-1)?.id ?? before;
   loading = false;
   $("nothing").hidden = $("grid").children.length > 0;
-  if (!whole && $("end").getBoundingClientRect().top < innerHeight + 800) more();
+  if (whole) return;
+  ends.unobserve($("end")); // it tells only what changes, and the end may be in sight still, or again by its next look
+  ends.observe($("end"));
 }
+const ends = new IntersectionObserver((entries) => entries[0].isIntersecting && more(), { rootMargin: "800px" });
 const cells = () => [...document.querySelectorAll(".cell")];
 /** At the end, in a block that the browser skips while it is out of sight: else each step of a scroll costs by all. */
 function place(cell) {
@@ -105,7 +108,7 @@ $("filters").addEventListener("submit", (event) => {
   event.preventDefault();
   afresh();
 });
-new IntersectionObserver((entries) => entries[0].isIntersecting && more(), { rootMargin: "800px" }).observe($("end"));
+ends.observe($("end"));
 
 async function collections() {
   const found = await call("GET", "/api/v1/collections", undefined, true).catch(() => []);
