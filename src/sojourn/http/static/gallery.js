@@ -4,9 +4,11 @@ import { $, call, el, notice, picture, recipe, t, thumb } from "/static/common.j
 const PAGE = 100;
 const BLOCK = 840; // cells laid out together: 1 to 8 columns make whole rows of them
 const MOST = 1000; // ids of one request
+const AGAIN = 3000; // ms until what failed is asked for once more
 let before = null;
 let loading = false;
 let whole = false;
+let missed = false;
 let asked = 0;
 let anchor = null;
 let viewed = null;
@@ -24,18 +26,21 @@ async function more() {
   if (loading || whole) return;
   loading = true;
   const mine = ++asked;
-  const rows = await call("GET", `/api/v1/pictures?${query()}`).catch(() => []);
+  const rows = await call("GET", `/api/v1/pictures?${query()}`, undefined, missed).catch(() => null);
   if (mine !== asked) return;
+  loading = false;
+  missed = !rows;
+  if (missed) return void setTimeout(more, AGAIN); // it was said once
   for (const row of rows) place(cell(row));
   whole = rows.length < PAGE;
   before = rows.at(-1)?.id ?? before;
-  loading = false;
   $("nothing").hidden = $("grid").children.length > 0;
   if (whole) return;
-  ends.unobserve($("end")); // it tells only what changes, and the end may be in sight still, or again by its next look
+  ends.unobserve($("end")); // it tells only what changes, and the end may be in sight still
   ends.observe($("end"));
 }
-const ends = new IntersectionObserver((entries) => entries[0].isIntersecting && more(), { rootMargin: "800px" });
+/** What it tells at once is in order: the last is how things are. */
+const ends = new IntersectionObserver((entries) => entries.at(-1).isIntersecting && more(), { rootMargin: "800px" });
 const cells = () => [...document.querySelectorAll(".cell")];
 /** At the end, in a block that the browser skips while it is out of sight: else each step of a scroll costs by all. */
 function place(cell) {

@@ -284,7 +284,8 @@ events(
 );
 
 async function history() {
-  const found = await call("GET", `/api/v1/jobs?limit=20${oldest ? `&before=${oldest}` : ""}`, undefined, true).catch(() => []);
+  const found = await call("GET", `/api/v1/jobs?limit=20${oldest ? `&before=${oldest}` : ""}`, undefined, !oldest).catch(() => null);
+  if (!found) return;
   for (const job of found) {
     oldest = job.id;
     if (!["generate", "edit"].includes(job.kind) || !["queued", "running", "done"].includes(job.state)) continue;
