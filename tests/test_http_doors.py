@@ -167,7 +167,7 @@ def test_a_key_that_was_taken_back_hears_nothing_more(home: Path) -> None:
         def hear(path: str) -> None:
             told[path] = client.get(path, headers=ann).text
 
-        paths = ("/api/v1/events", f"{JOBS}/{job}/events")
+        paths = ("/api/v1/events", f"{JOBS}/{job}/events", "/api/v1/events?after=0")
         threads = [threading.Thread(target=hear, args=(path,), daemon=True) for path in paths]
         for thread in threads:
             thread.start()
@@ -179,7 +179,7 @@ def test_a_key_that_was_taken_back_hears_nothing_more(home: Path) -> None:
             assert time.monotonic() - begun < 10, "it goes on listening"
             time.sleep(0.05)
         print(f"a stream ended {time.monotonic() - begun:.1f} s after its key")
-        assert "queued" in told[paths[1]]
+        assert ["event: queued" in told[path] for path in paths] == [False, True, True]
 
 
 def test_an_admin_sees_and_stops_all_jobs(home: Path) -> None:

@@ -115,6 +115,11 @@ def test_settings_are_as_they_were_left(tab: Tab, served: Served) -> None:
         page.select_option("#style", index=1)
         page.select_option("#style", "fluent-3d")
     page.fill("#seed", "7")
+    page.fill("#steps", "-1")
+    page.locator(".settings summary").click()
+    page.fill("#prompt", "3")
+    page.press("#prompt", "Enter")
+    tab.until("document.querySelector('.settings').open && document.activeElement.id", "steps")
     page.goto("/?model=flow")
     tab.until("document.getElementById('set').textContent", "--model flow --n 2 --no 帽子")
     page.goto("/")
@@ -159,12 +164,19 @@ def test_a_part_is_painted_over_and_changed(tab: Tab) -> None:
     page.mouse.down()
     page.mouse.move(box["x"] + 200, box["y"] + 120, steps=5)
     page.mouse.up()
+    page.fill("#brush-prompt", "5 --n 1 --n 2")
+    page.click("#brush-go")
+    page.locator("#brush .notice.wrong").wait_for()  # in front of what it is about
+    page.wait_for_timeout(100)
+    tab.wrong.clear()
+    page.fill("#brush-prompt", "5 —n=2")  # as phones write it
     page.click("#brush-go")
     page.locator(".job").nth(count).wait_for()
     page.locator(".job").first.locator(".acts button").first.wait_for()
     jobs = page.evaluate("fetch('/api/v1/jobs?limit=1').then(answer => answer.json())")
     assert jobs[0]["kind"] == "edit"
-    assert jobs[0]["request"]["mask"]
+    assert jobs[0]["request"]["mask"], "strokes stay when a change is refused"
+    assert jobs[0]["request"]["prompt"].startswith("5 --n 2 ")
 
 
 def test_the_language_is_chosen_and_kept(tab: Tab) -> None:

@@ -205,11 +205,14 @@ async def events(id: Id, request: Request, last: LastId = None) -> StreamingResp
 
 
 @router.get("/api/v1/events", responses={**statuses(), **STREAM}, response_class=StreamingResponse)
-async def all_events(request: Request, last: LastId = None) -> StreamingResponse:
-    """What happens in all your jobs from now on, or after `Last-Event-ID`, without an end."""
+async def all_events(
+    request: Request, last: LastId = None, after: Annotated[int | None, Query(ge=0)] = None
+) -> StreamingResponse:
+    """What happens in all your jobs from now on, or after `Last-Event-ID` (or else `after`), without an end."""
     here = site(request)
     latest = await run_in_threadpool(here.studio.jobs.latest)
-    after = min(_after(last), latest) if last else latest  # beyond it: of a database that was here before
+    known = _after(last) if last else after
+    after = latest if known is None else min(known, latest)  # beyond it: of a database that was here before
     return _stream(request, here.hub.watch(owner(request), after), after)
 
 

@@ -1,5 +1,5 @@
 // The mask brush: what is painted over may change.
-import { $, call, notice, picture, t } from "/static/common.js";
+import { $, call, notice, picture, said, t } from "/static/common.js";
 
 const SIDE = 512; // of the longer side
 const canvas = $("canvas");
@@ -106,8 +106,10 @@ export function paint(row, words, send) {
     form.append("file", await new Promise((done) => mask.toBlob(done, "image/png")), "mask.png");
     const kept = await call("POST", "/api/v1/uploads", form).catch(() => null);
     if (!kept) return;
-    $("brush").close();
-    send({ prompt: `${$("brush-prompt").value} --n 4 --model ${row.model}`, source: row.sha256, mask: kept.sha256 });
+    let text = $("brush-prompt").value;
+    if (!said(text).has("n")) text += " --n 4";
+    if (!said(text).has("model")) text += ` --model ${row.model}`;
+    if (await send({ prompt: text, source: row.sha256, mask: kept.sha256 })) $("brush").close(); // else the strokes stay
   };
   $("brush").showModal();
 }

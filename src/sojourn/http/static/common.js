@@ -48,18 +48,35 @@ export function say(node, text) {
 
 export function notice(text, wrong = false) {
   const line = el("p", { class: wrong ? "notice wrong" : "notice" }, text);
+  const dialog = document.querySelector("dialog[open]"); // what lies outside of it is behind it, and is not read out
+  if (dialog && $("notices").parentElement !== dialog) {
+    dialog.append($("notices"));
+    dialog.addEventListener("close", () => document.body.append($("notices")), { once: true });
+  }
   $("notices").append(line);
   setTimeout(() => line.remove(), wrong ? 9000 : 4000);
 }
 
 const KINDS = ["queued", "started", "progress", "preview", "metric", "sheet", "artifact", "log", "text", "done", "failed", "cancelled", "again"];
 
-/** Hear of all jobs: listen(kind, {job, ...}); again() after the server was away for good. */
+const OTHERS = { aspect: "ar", c: "chaos", s: "stylize" };
+/** Names of the --parameters that are said in a prompt, as the server reads them. */
+export function said(text) {
+  const found = text.matchAll(/(?:^|\s)(?:[-－—–―⸺]{2,}|[—–―⸺])(\p{L}+)(?=[\s=＝]|$)/gu);
+  return new Set([...found].map(([, name]) => name.normalize("NFKC").toLowerCase()).map((name) => OTHERS[name] ?? name));
+}
+
+/** Hear of all jobs: listen(kind, {job, ...}); again() when the line was cut, after it listens once more. */
 export function events(listen, again = () => {}) {
   let last = 0;
+  let heard = false;
   let source;
   const open = () => {
-    source = new EventSource("/api/v1/events");
+    source = new EventSource(`/api/v1/events${last ? `?after=${last}` : ""}`);
+    source.onopen = () => {
+      if (heard) again();
+      heard = true;
+    };
     for (const kind of KINDS) {
       source.addEventListener(kind, (event) => {
         const id = Number(event.lastEventId);
@@ -70,14 +87,13 @@ export function events(listen, again = () => {}) {
     }
     source.onerror = () => {
       if (source.readyState !== EventSource.CLOSED) return; // the browser tries again by itself, with Last-Event-ID
-      setTimeout(() => {
-        open();
-        again();
-      }, 2000);
+      const cut = source;
+      setTimeout(() => cut === source && open(), 2000);
     };
   };
   open();
   addEventListener("pagehide", () => source.close());
+  addEventListener("pageshow", (event) => event.persisted && open()); // back, to a page that was kept
 }
 
 export const picture = (id, side) => `/api/v1/pictures/${id}/file${side ? `?side=${side}` : ""}`;

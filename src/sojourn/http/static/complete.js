@@ -4,7 +4,7 @@ import { call, el } from "/static/common.js";
 const known = new Map();
 
 async function wordsOf(model) {
-  if (!known.has(model)) known.set(model, call("GET", `/api/v1/words/${model}`, undefined, true).catch(() => ({ names: [], styles: [], parameters: [] })));
+  if (!known.has(model)) known.set(model, call("GET", `/api/v1/words/${model}`, undefined, true).catch(() => known.delete(model) && { names: [], styles: [], parameters: [] }));
   return known.get(model);
 }
 
@@ -28,6 +28,7 @@ export function candidates(text, words) {
 export function complete(input, list, model) {
   let at = -1;
   let from = 0;
+  let caret = 0; // where it stood when these were found
   let turn = 0;
   const close = () => {
     list.hidden = true;
@@ -37,7 +38,7 @@ export function complete(input, list, model) {
     input.removeAttribute("aria-activedescendant");
   };
   const take = (text) => {
-    const caret = input.selectionStart;
+    if (input.selectionStart !== caret) return close();
     const before = input.value.slice(0, caret - from) + text;
     input.value = `${before} ${input.value.slice(caret).trimStart()}`;
     input.setSelectionRange(before.length + 1, before.length + 1);
@@ -55,7 +56,8 @@ export function complete(input, list, model) {
     const mine = ++turn;
     const words = await wordsOf(model());
     if (mine !== turn) return;
-    const some = candidates(input.value.slice(0, input.selectionStart), words);
+    caret = input.selectionStart;
+    const some = candidates(input.value.slice(0, caret), words);
     from = some.from;
     list.replaceChildren(
       ...some.found.map(([name, about], i) => el("li", { id: `completion-${i}`, role: "option", "aria-selected": "false", onmousedown: (e) => { e.preventDefault(); take(name); } }, name, el("small", {}, about))),
@@ -71,7 +73,7 @@ export function complete(input, list, model) {
     if (event.key === "ArrowDown" || event.key === "ArrowUp") {
       event.preventDefault();
       mark(at + (event.key === "ArrowDown" ? 1 : at < 0 ? 0 : -1));
-    } else if ((event.key === "Enter" && at >= 0) || event.key === "Tab") {
+    } else if ((event.key === "Enter" && at >= 0) || (event.key === "Tab" && !event.shiftKey)) {
       event.preventDefault();
       take(list.children[Math.max(at, 0)].firstChild.textContent);
     } else if (event.key === "Escape") close();

@@ -116,18 +116,23 @@ $("filters").addEventListener("submit", (event) => {
 ends.observe($("end"));
 
 async function collections() {
-  const found = await call("GET", "/api/v1/collections", undefined, true).catch(() => []);
+  const found = await call("GET", "/api/v1/collections", undefined, true).catch(() => null);
+  if (!found) return; // the choice stays
   const held = $("collection").value;
   $("collection").replaceChildren(el("option", { value: "" }, t("any")), ...found.map((one) => el("option", { value: one.id }, `${one.name} (${one.count})`)));
   $("collection").value = held;
+}
+/** Choose these no more; others that were chosen meanwhile stay so. */
+function left(cells) {
+  choose([...chosen.keys()].filter((one) => !cells.includes(one)));
 }
 /** Ask for all that are chosen, so many at once as a request may hold. */
 async function ask(ids, path, more = {}) {
   for (let i = 0; i < ids.length; i += MOST) await call("POST", path, { ...more, ids: ids.slice(i, i + MOST) });
 }
-function gone() {
-  for (const one of chosen.keys()) one.remove();
-  choose([]);
+function gone(cells) {
+  for (const one of cells) one.remove();
+  left(cells);
   refill();
   $("nothing").hidden = $("grid").children.length > 0;
 }
@@ -141,18 +146,18 @@ function sure(text, yes) {
 }
 const RATE = "/api/v1/ratings/many";
 const ACTS = {
-  star: async (ids) => {
+  star: async (ids, cells) => {
     await ask(ids, RATE, { kind: "stars", value: 5 });
-    for (const one of chosen.keys()) {
+    for (const one of cells) {
       one.row.stars = 5;
       starred(one);
     }
-    choose([]);
+    left(cells);
   },
-  hide: (ids) => ask(ids, RATE, { kind: "hide", value: 1 }).then(gone),
-  show: (ids) => ask(ids, RATE, { kind: "hide", value: 0 }).then(gone),
-  trash: (ids) => ask(ids, "/api/v1/pictures/trash").then(gone),
-  back: (ids) => ask(ids, "/api/v1/pictures/trash?back=true").then(gone),
+  hide: (ids, cells) => ask(ids, RATE, { kind: "hide", value: 1 }).then(() => gone(cells)),
+  show: (ids, cells) => ask(ids, RATE, { kind: "hide", value: 0 }).then(() => gone(cells)),
+  trash: (ids, cells) => ask(ids, "/api/v1/pictures/trash").then(() => gone(cells)),
+  back: (ids, cells) => ask(ids, "/api/v1/pictures/trash?back=true").then(() => gone(cells)),
   zip: async (ids) => {
     for (let i = 0; i < ids.length; i += MOST) {
       const blob = await call("POST", "/api/v1/pictures/zip", { ids: ids.slice(i, i + MOST) });
@@ -161,17 +166,17 @@ const ACTS = {
       setTimeout(() => URL.revokeObjectURL(link.href), 60000);
     }
   },
-  collect: async (ids) => {
+  collect: async (ids, cells) => {
     const name = globalThis.prompt(t("Name of the collection"));
     if (!name?.trim()) return;
     await ask(ids, "/api/v1/collections", { name });
     notice(t("{count} in {name}", { count: ids.length, name }));
-    choose([]);
+    left(cells);
     collections();
   },
-  out: async (ids) => {
+  out: async (ids, cells) => {
     await ask(ids, "/api/v1/collections/out", { collection: Number($("collection").value) });
-    gone();
+    gone(cells);
     collections();
   },
   none: async () => choose([]),
@@ -191,7 +196,8 @@ $("scatter").addEventListener("click", async () => {
 });
 $("chosen").addEventListener("click", (event) => {
   const act = event.target.closest("button")?.dataset.act;
-  if (act) ACTS[act]([...chosen.values()].map((row) => row.id)).catch(() => {});
+  const these = [...chosen.keys()];
+  if (act) ACTS[act](these.map((one) => one.row.id), these).catch(() => {});
 });
 addEventListener("keydown", (event) => {
   if (event.key === "Escape" && chosen.size && !document.querySelector("dialog[open]")) choose([]);

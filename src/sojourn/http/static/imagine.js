@@ -1,5 +1,5 @@
 // The page that draws: prompt bar, tiles that form, variations, the mask brush.
-import { $, call, data, el, events, notice, picture, recipe, say, t, thumb, told } from "/static/common.js";
+import { $, call, data, el, events, notice, picture, recipe, said, say, t, thumb, told } from "/static/common.js";
 import { complete } from "/static/complete.js";
 import { paint } from "/static/brush.js";
 
@@ -7,6 +7,8 @@ const PREVIEWS = 6;
 const jobs = new Map(); // id -> { card, tiles, state, job }
 const prompt = $("prompt");
 let source = null; // sha256 of the picture to start from
+let sending = null; // of a picture to start from
+let chosen = 0; // how often one was chosen, or taken away
 let oldest = null;
 
 // The prompt bar
@@ -24,7 +26,9 @@ prompt.addEventListener("keydown", (event) => {
   }
 });
 async function styles() {
-  const words = await call("GET", `/api/v1/words/${$("model").value}`, undefined, true).catch(() => ({ styles: [] }));
+  const model = $("model").value;
+  const words = await call("GET", `/api/v1/words/${model}`, undefined, true).catch(() => ({ styles: [] }));
+  if (model !== $("model").value) return; // another was chosen meanwhile
   $("style").replaceChildren(el("option", { value: "" }, t("any")), ...words.styles.map((name) => el("option", {}, name)));
 }
 const choose = (select, value) => {
@@ -86,19 +90,22 @@ function permuted(text) {
 
 function asked(text) {
   let out = text.trim();
-  const has = (name) => new RegExp(`(^|\\s)--${name}(\\s|$)`).test(out);
+  const has = said(out);
   const add = (name, value) => {
-    if (value !== "" && !has(name)) out += ` --${name} ${value}`;
+    if (value !== "" && !has.has(name)) out += ` --${name} ${value}`;
   };
   if ($("model").value !== data.default) add("model", $("model").value);
-  for (const name of ["style", "n", "steps", "guidance", "chaos", "seed"]) add(name, $(name).value);
+  for (const name of ["n", "steps", "guidance", "chaos", "seed"]) add(name, $(name).value);
+  add("style", /\s/.test($("style").value) ? `"${$("style").value}"` : $("style").value);
   add("no", $("no").value.trim());
   return out;
 }
 
+$("ask").addEventListener("invalid", (event) => (event.target.closest("details") ?? {}).open = true, true); // else it cannot be shown
 $("ask").addEventListener("submit", async (event) => {
   event.preventDefault();
   uncompleted();
+  await sending; // a picture that is on its way here
   const texts = permuted(prompt.value);
   if (texts.length > 16) return notice(t("{count} prompts at once; 16 at most", { count: texts.length }), true);
   for (const text of texts) {
@@ -125,18 +132,23 @@ for (const button of document.querySelectorAll(".example")) {
 // A picture to start from: chosen, dropped, or one of the results
 
 async function start(file) {
+  const mine = ++chosen;
   const form = new FormData();
   form.append("file", file);
-  const kept = await call("POST", "/api/v1/uploads", form).catch(() => null);
-  if (kept) from(kept.sha256, URL.createObjectURL(file));
+  const kept = (sending = call("POST", "/api/v1/uploads", form).catch(() => null));
+  const { sha256 } = (await kept) ?? {};
+  $("file").value = ""; // the same file may be chosen again
+  if (sha256 && mine === chosen) from(sha256, URL.createObjectURL(file));
 }
 function from(sha256, url) {
+  chosen++; // what is on its way comes too late
   source = sha256;
   $("source-picture").src = url;
   $("source").hidden = false;
 }
 $("file").addEventListener("change", () => $("file").files[0] && start($("file").files[0]));
 $("source-off").addEventListener("click", () => {
+  chosen++;
   source = null;
   $("source").hidden = true;
   $("file").value = "";

@@ -12,13 +12,13 @@ function fill(id, ...options) {
 }
 /** What there is to choose from; more comes with every job that is done. */
 async function choices() {
-  const packages = await call("GET", "/api/v1/models", undefined, true).catch(() => []);
+  const [packages, found] = await Promise.all(["models", "sets"].map((name) => call("GET", `/api/v1/${name}`, undefined, true).catch(() => null)));
+  if (!packages || !found) return; // what is there stays, and what was chosen of it
   const chosen = new Set(picked());
   const measured = packages.filter((one) => one.can.some((verb) => ["sample", "embed"].includes(verb)));
   $("evaluate-packages").replaceChildren(...measured.map(({ name }) => el("label", { class: "tick" }, el("input", { type: "checkbox", value: name, ...(chosen.has(name) && { checked: "" }) }), name)));
   const judges = packages.filter((one) => one.can.includes("classify"));
   fill("evaluate-judge", el("option", { value: "" }, t("the usual one, where it fits")), ...judges.map(({ name }) => el("option", {}, name)));
-  const found = await call("GET", "/api/v1/sets", undefined, true).catch(() => []);
   fill("train-set", el("option", { value: "" }, t("the recipe's")), ...found.map((name) => el("option", {}, name)));
   fill("evaluate-set", ...found.map((name) => el("option", {}, name)));
 }
@@ -196,9 +196,11 @@ async function sheet(held) {
     return held.sheets.replaceChildren(el("img", { src: address, alt: `${t("Samples of")} ${title(held.job)} ${seen}`, title: seen }));
   }
   const text = await call("GET", address, undefined, true).then((blob) => blob.text(), () => "");
-  held.sheets.replaceChildren(el("pre", { title: seen }, text));
+  if (event === held.drawn[Number(held.when.value)]) held.sheets.replaceChildren(el("pre", { title: seen }, text));
 }
 function draw(held, event) {
+  held.points = held.points.filter(([seen]) => seen < event.seen); // another stage begins, or a training goes on from before
+  if (!held.points.length) held.name = undefined;
   const name = Object.keys(event.values).find((key) => key.startsWith("held_out")) ?? Object.keys(event.values).find((key) => key.startsWith("loss")) ?? Object.keys(event.values)[0];
   if (!name) return;
   held.name ??= name;

@@ -3,10 +3,12 @@ import { $, call, data, el, events, say, t, told } from "/static/common.js";
 
 const AGAIN_MS = 5000;
 const everyone = data.scope === "admin" && data.owner !== "local";
+const OVER = ["done", "failed", "cancelled"];
 const rows = new Map();
 
 function show(job) {
   if (rows.has(job.id)) {
+    if (OVER.includes(rows.get(job.id).name) && !OVER.includes(job.state)) return; // an answer from before
     state(rows.get(job.id), job.state, job.error);
     if (job.state === "running" && job.progress) progress(rows.get(job.id), job.progress);
     return;
@@ -16,13 +18,15 @@ function show(job) {
   held.row = el("tr", { "data-job": job.id }, el("td", {}, `${job.id}`), everyone ? el("td", {}, job.owner) : null, el("td", {}, `${t(job.kind)}: ${what}`), el("td", {}, held.state), held.progress, held.left, held.act);
   rows.set(job.id, held);
   state(held, job.state, job.error);
-  if (job.progress) progress(held, job.progress);
+  if (job.state === "running" && job.progress) progress(held, job.progress);
   const body = document.querySelector("tbody");
   body.insertBefore(held.row, [...body.children].find((row) => Number(row.dataset.job) < job.id) ?? null);
   $("nothing").hidden = true;
 }
 function state(held, name, error) {
   say(held.state, t(name) + (name === "failed" ? `: ${told(error)}` : ""));
+  if (held.name === name) return; // the button under somebody's hand stays
+  held.name = name;
   held.act.replaceChildren();
   if (["queued", "running"].includes(name)) {
     held.act.append(el("button", { type: "button", onclick: () => call("DELETE", `/api/v1/jobs/${held.job.id}`) }, t("Stop")));
@@ -51,7 +55,7 @@ events(async (kind, event) => {
   else if (kind === "preview") progress(held, { done: event.step, total: event.steps });
   else if (kind === "started") state(held, "running");
   else if (kind === "again") state(held, "queued");
-  else if (["done", "failed", "cancelled"].includes(kind)) state(held, kind, event);
+  else if (OVER.includes(kind)) state(held, kind, event);
 }, load);
 load();
 if (everyone) setInterval(() => document.hidden || load().catch(() => {}), AGAIN_MS); // events are one's own
