@@ -4,6 +4,8 @@ import { complete } from "/static/complete.js";
 import { paint } from "/static/brush.js";
 
 const PREVIEWS = 6;
+const MOST = 100; // pictures of one job
+const AGAIN = 5000; // ms until what failed is asked for once more
 const jobs = new Map(); // id -> { card, tiles, state, job }
 const prompt = $("prompt");
 let source = null; // sha256 of the picture to start from
@@ -220,8 +222,9 @@ function update(held, state) {
 
 async function finished(held, ids) {
   update(held, "done");
-  const rows = await Promise.all(ids.map((id) => call("GET", `/api/v1/pictures/${id}`, undefined, true).catch(() => null)));
-  rows.forEach((row, i) => row && held.frames[i] && filled(held.frames[i], row));
+  const rows = await call("GET", `/api/v1/pictures?job=${held.job.id}&limit=${MOST}`, undefined, true).catch(() => null);
+  if (!rows) return void setTimeout(finished, AGAIN, held, ids);
+  for (const row of rows) if (held.frames[ids.indexOf(row.id)]) filled(held.frames[ids.indexOf(row.id)], row);
 }
 
 function filled({ frame, image, acts }, row) {
