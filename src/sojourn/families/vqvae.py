@@ -113,6 +113,9 @@ class VQVAE(Autoencoder):
         """How hard the encoder is held to the codebook (beta in eq. 3)."""
         decay: float = Field(0.99, ge=0, lt=1)
         """Share of the codebook that stays in an update. 0 = it is what the last batch says."""
+        reconstruction: Literal["l1", "l2"] = "l2"
+        """l2: as in the paper. l1: crisper; a trap where most of every picture is one ground: their median is that
+        ground, and nothing is learnt beyond it."""
         edges: float = Field(0.0, ge=0)
         """Weight of the L1 difference of neighbouring pixels, for sharper lines. 0 = off."""
 
@@ -137,7 +140,8 @@ class VQVAE(Autoencoder):
         index = self.book.nearest(z)  # (b h w)
         chosen = self.book.look_up(index)
         out = self.dec(straight_through(z, chosen), cond)
-        recon = (out - batch.x).abs().flatten(1).mean(1)  # (b,)
+        off = out - batch.x
+        recon = (off.abs() if self.config.reconstruction == "l1" else 0.5 * off.square()).flatten(1).mean(1)  # (b,)
         gap = (z - chosen).square()
         commitment = gap.flatten(1).mean(1)
         value = recon + self.config.commitment * commitment
