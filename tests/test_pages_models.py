@@ -35,6 +35,33 @@ def test_models_and_queue_show_what_there_is(tab: Tab) -> None:
     assert "no-such-set" in row.inner_text()
 
 
+def test_a_page_that_is_not_looked_at_does_not_listen(tab: Tab) -> None:
+    """A browser has six connections for all its pages of one server."""
+    page = tab.page
+    open_sources = """() => { window.lines = []; const Old = EventSource;
+      window.EventSource = class extends Old { constructor(url) { super(url); window.lines.push(this); } }; }"""
+    page.add_init_script(f"({open_sources})()")
+    page.goto("/queue")
+    listening = "window.lines.filter((line) => line.readyState !== EventSource.CLOSED).length"
+    tab.until(listening, 1)
+
+    def look(hidden: bool) -> None:
+        page.evaluate(
+            f"Object.defineProperty(document, 'hidden', {{ value: {str(hidden).lower()}, configurable: true }})"
+        )
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+
+    look(hidden=True)
+    assert page.evaluate(listening) == 0
+    request = {"recipe": "dcgan", "overrides": ["data=no-such-set"], "to": f"none{time.time_ns()}"}
+    job = page.request.post("/api/v1/jobs", data={"kind": "train", "request": request}).json()["id"]
+    row = page.locator(f"tr[data-job='{job}']")
+    assert row.count() == 0
+    look(hidden=False)
+    row.get_by_text("no-such-set").first.wait_for()
+    assert page.evaluate(listening) == 1
+
+
 def test_a_zip_becomes_a_set_a_package_and_scores(tab: Tab, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "shapes.zip", "w") as archive:
         for i in range(64):

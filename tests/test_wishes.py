@@ -377,8 +377,11 @@ def styled(family: StyleGAN2, noise: Noise, guides: tuple[Guide, ...] = (), **op
 def test_styles_mix_from_a_layer_on():
     family = stylegan()
     own, both = styled(family, Noise([1])), Spliced([1], [2])
-    torch.testing.assert_close(styled(family, both, mix=64), own)
+    count = family.G.synthesis.count
     assert not torch.allclose(styled(family, both, mix=1), own)
+    assert not torch.equal(styled(family, both, mix=count - 1), own)
+    with pytest.raises(InvalidInput, match=rf"layer {count} is outside 0\.\.{count - 1}"):
+        styled(family, both, mix=count)
     # From layer 0 on all styles are the other's; the noise of the layers stays one's own.
     with torch.no_grad():
         styles = family.G.styles(Noise([2]).draw("z", (family.config.z_dim,)), Cond())

@@ -186,6 +186,8 @@ class StyleGAN2(GAN):
     def sample(self, cond: Cond, noise: Noise, options: BaseOptions, guides: Sequence[Guide] = ()) -> Iterator[Step]:
         """One Step from z; with guides, a walk in z whose Steps show every decoded place."""
         assert isinstance(options, StyleGAN2Options)
+        if options.mix is not None and options.mix >= self.G.synthesis.count:
+            raise InvalidInput("layer {found} is outside 0..{most}", found=options.mix, most=self.G.synthesis.count - 1)
         z = noise.draw("z", (self.config.z_dim,)).to(self.length)
         shapes = self.G.synthesis.shapes
         eps = [noise.draw(f"noise/{i}", shape).to(self.length) for i, shape in enumerate(shapes)]

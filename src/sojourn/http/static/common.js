@@ -19,6 +19,19 @@ export function el(tag, attributes = {}, ...children) {
   return out;
 }
 
+// What was typed outlives a login and a change of language: both take the page away.
+
+const typed = `typed ${location.pathname}`;
+const written = () => [...document.querySelectorAll("main :is(textarea, input:is([type=text], [type=number], :not([type])))[id]")];
+function keep() {
+  const fields = written().filter((field) => field.value !== field.defaultValue);
+  sessionStorage.setItem(typed, JSON.stringify(Object.fromEntries(fields.map((field) => [field.id, field.value]))));
+}
+document.querySelector("form.language").addEventListener("submit", keep);
+const kept = JSON.parse(sessionStorage.getItem(typed) ?? "{}");
+for (const field of written()) field.value = kept[field.id] ?? field.value;
+sessionStorage.removeItem(typed);
+
 /** Call the API; the answer's JSON. Shows what went wrong, and throws it. */
 export async function call(method, path, body, quiet = false) {
   const options = { method, headers: { "accept-language": data.lang } };
@@ -36,6 +49,10 @@ export async function call(method, path, body, quiet = false) {
     throw error;
   }
   if (answer.ok) return (answer.headers.get("content-type") ?? "").includes("json") ? answer.json() : answer.blob();
+  if (answer.status === 401) {
+    keep(); // the key was taken away, or its month is over
+    location.assign("/login");
+  }
   const told = await answer.json().catch(() => ({ error: { message: `${answer.status}` } }));
   if (!quiet) notice(told.error.message, true);
   throw new Error(told.error.message);
@@ -72,6 +89,7 @@ export function events(listen, again = () => {}) {
   let heard = false;
   let source;
   const open = () => {
+    source?.close();
     source = new EventSource(`/api/v1/events${last ? `?after=${last}` : ""}`);
     source.onopen = () => {
       if (heard) again();
@@ -88,12 +106,15 @@ export function events(listen, again = () => {}) {
     source.onerror = () => {
       if (source.readyState !== EventSource.CLOSED) return; // the browser tries again by itself, with Last-Event-ID
       const cut = source;
-      setTimeout(() => cut === source && open(), 2000);
+      setTimeout(() => cut === source && look(), 2000);
     };
   };
-  open();
-  addEventListener("pagehide", () => source.close());
-  addEventListener("pageshow", (event) => event.persisted && open()); // back, to a page that was kept
+  // Only a page that is looked at listens: a browser has six connections for all its pages of one server.
+  const look = () => (document.hidden ? source?.close() : open());
+  look();
+  document.addEventListener("visibilitychange", look);
+  addEventListener("pagehide", () => source?.close());
+  addEventListener("pageshow", (event) => event.persisted && look()); // back, to a page that was kept
 }
 
 export const picture = (id, side) => `/api/v1/pictures/${id}/file${side ? `?side=${side}` : ""}`;

@@ -20,6 +20,7 @@ function grow() {
   prompt.style.height = `${prompt.scrollHeight + 2}px`;
 }
 prompt.addEventListener("input", grow);
+grow();
 const uncompleted = complete(prompt, $("completions"), () => $("model").value); // hears of Enter first
 prompt.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.defaultPrevented && !event.isComposing) {
