@@ -189,6 +189,20 @@ def test_r3gan_compares_each_real_picture_with_a_drawn_one():
     torch.testing.assert_close(loss_g.value.detach(), torch.log1p(torch.exp(-(b - a))).detach())
 
 
+def test_r3gan_penalises_a_part_of_a_batch_by_so_much_more():
+    family = relative(gamma=2.0, penalised=0.4)
+    x = torch.randn(5, *SPEC.shape)
+
+    def value(**changes: object) -> torch.Tensor:
+        family.config = family.config.model_copy(update=changes)
+        torch.manual_seed(3)
+        return family.loss("D", Batch(x, Cond(), torch.ones(5)), 0).value.detach()
+
+    plain, whole, part = value(gamma=0.0), value(gamma=2.0, penalised=1.0), value(gamma=2.0, penalised=0.4)
+    torch.testing.assert_close(part - plain, (whole - plain) * torch.tensor([2.5, 2.5, 0, 0, 0]))
+    assert ((whole - plain) > 0).all()
+
+
 def test_r3gans_pictures_end_where_pictures_do():
     family = relative()
     with torch.no_grad():

@@ -44,6 +44,9 @@ class R3GANConfig(GANConfig):
     """Channels within a block, in its own."""
     gamma: float = Field(1.0, ge=0, le=1000)
     """Weight of the penalties R1 and R2, before the half of their definition. 0 = off, and then it diverges."""
+    penalised: float = Field(1.0, gt=0, le=1)
+    """Share of a batch whose gradients are penalised, by so much more: the penalties take 0.4 of an update of all rows,
+    and mean the same of a part. 1 = all."""
 
 
 class R3GANOptions(GANOptions):
@@ -225,17 +228,23 @@ class R3GAN(GAN):
             return Loss(value, {"loss/G": value.detach()})
         with torch.no_grad():
             real, fake = self.augmented(batch.x).detach(), self.augmented(self.G(z, cond))
-        real, fake = real.requires_grad_(True), fake.requires_grad_(True)
-        h, fake_score = self.D.features(real), self.D(fake, cond)
-        real_score = self.D.score(h, cond)
+        k = math.ceil(self.config.penalised * len(batch)) if self.config.gamma else 0
+        near, near_fake = real[:k].requires_grad_(True), fake[:k].requires_grad_(True)
+        h, h_fake = (
+            torch.cat([self.D.features(part) for part in (first, rest) if len(part)])
+            for first, rest in ((near, real[k:]), (near_fake, fake[k:]))
+        )
+        real_score, fake_score = self.D.score(h, cond), self.D.score(h_fake, cond)
         value = F.softplus(fake_score - real_score)
         value = self.matched(value, cond, lambda other: F.softplus(self.D.score(h, other) - real_score))
         logs = {"score/real": real_score.detach(), "score/fake": fake_score.detach(), "loss/D": value.detach()}
-        if self.config.gamma:
+        if k:
             # Source: Huang et al. 2024, eq. 3 (R1 on real pictures, R2 on drawn ones).
-            r1, r2 = losses.zero_centred_penalty(real_score, real), losses.zero_centred_penalty(fake_score, fake)
-            value = value + self.config.gamma / 2 * (r1 + r2)
-            logs |= {"penalty/r1": r1.detach(), "penalty/r2": r2.detach()}
+            r1 = losses.zero_centred_penalty(real_score[:k], near)
+            r2 = losses.zero_centred_penalty(fake_score[:k], near_fake)
+            more = self.config.gamma / 2 * len(batch) / k * (r1 + r2)
+            value = torch.cat([value[:k] + more, value[k:]])
+            logs |= {"penalty/r1": r1.detach().mean(), "penalty/r2": r2.detach().mean()}
         return Loss(value, logs, stats=self.ada_statistics(real_score - fake_score))
 
     def sample(self, cond: Cond, noise: Noise, options: BaseOptions, guides: Sequence[Guide] = ()) -> Iterator[Step]:
