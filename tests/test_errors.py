@@ -11,6 +11,7 @@ import pytest
 
 from sojourn import errors
 from sojourn.config import load_recipe
+from sojourn.schema import Log
 
 SRC = Path(errors.__file__).parent
 RAISED = {name for name, cls in vars(errors).items() if isinstance(cls, type) and issubclass(cls, Exception)}
@@ -18,10 +19,16 @@ RAISED = {name for name, cls in vars(errors).items() if isinstance(cls, type) an
 
 def templates() -> dict[str, str]:
     """Message templates in the source, by file and line: the first argument of an error or of `say`, the second of
-    an answer over HTTP, which has a status first."""
+    an answer over HTTP, which has a status first; units and notes of progress that are literals."""
     out = {}
     for path in SRC.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                notes = {"Progress": [word.value for word in node.keywords if word.arg in {"unit", "text"}]}
+                notes |= {"Pace": node.args[1:], "busy": node.args[1:]}
+                for note in notes.get(node.func.id, []):
+                    if isinstance(note, ast.Constant):
+                        out[str(note.value)] = f"{path.name}:{node.lineno}"
             if isinstance(node, ast.Call) and node.args:
                 name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
                 answer = name in {"Refusal", "Denied"}
@@ -37,7 +44,7 @@ def templates() -> dict[str, str]:
 
 def test_every_message_is_in_chinese_with_the_same_fields() -> None:
     catalogue = json.loads((SRC / "locale" / "zh.json").read_text(encoding="utf-8"))
-    found = templates()
+    found = templates() | {"files": "Pace", "samples": "Progress"}
     assert len(found) > 200
     missing = {text: place for text, place in found.items() if text not in catalogue}
     assert not missing, json.dumps(missing, indent=1)
@@ -57,6 +64,17 @@ def test_a_message_is_shown_in_the_users_language(monkeypatch: pytest.MonkeyPatc
     assert "超出" in error.localised()
     monkeypatch.setenv("SOJOURN_LANG", "en")
     assert "outside" in error.localised()
+
+
+def test_a_line_of_a_training_is_said_in_the_users_language() -> None:
+    line = Log.warn(
+        "{name} left out: {error}", name="a", error=errors.InvalidInput("strength {found} is outside 0..1", found=3)
+    )
+    assert (line.level, line.text) == ("warning", "a left out: strength 3 is outside 0..1")
+    assert line.localised("en") == line.text
+    assert line.localised("zh") == "a 略去：strength 是 3，超出 0..1"
+    sent = Log.model_validate_json(line.model_dump_json())
+    assert sent.localised("zh") == line.text, "what another process said stays as it was"
 
 
 @pytest.mark.parametrize(

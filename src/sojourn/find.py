@@ -107,7 +107,7 @@ class Album:
                 pictures.append(load_picture(self.files[row]))
                 good.append(row - rows[0])
             except SojournError as error:
-                self._refused.append(Log(level="warning", text=str(error)))
+                self._refused.append(Log.warn("{error}", error=error))
         out = np.zeros((len(rows), self.package.family.config.dim), np.float32)  # type: ignore[attr-defined]
         if pictures:
             out[good] = self.package.family.embed_pictures(self._encoded(pictures)).numpy()

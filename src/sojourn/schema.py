@@ -8,9 +8,9 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
-from sojourn.errors import InvalidInput, Reason
+from sojourn.errors import InvalidInput, Reason, SojournError, translate
 
 FORMAT = 1
 """Version of the package folder; `package.migrate` lifts older ones."""
@@ -254,6 +254,31 @@ class Log(Event):
     kind: Literal["log"] = "log"
     level: Literal["info", "warning"] = "info"
     text: str
+    _said: tuple[str, dict[str, Any]] | None = PrivateAttr(None)
+
+    @classmethod
+    def say(cls, template: str, /, **fields: object) -> Log:
+        """A line whose template has a translation. An error among the fields is said in its words."""
+        return cls._line("info", template, fields)
+
+    @classmethod
+    def warn(cls, template: str, /, **fields: object) -> Log:
+        """A warning, else as `say`."""
+        return cls._line("warning", template, fields)
+
+    @classmethod
+    def _line(cls, level: Literal["info", "warning"], template: str, fields: dict[str, Any]) -> Log:
+        line = cls(level=level, text=template.format(**fields))
+        line._said = (template, fields)
+        return line
+
+    def localised(self, lang: str | None = None) -> str:
+        """The line in `lang` (None = the user's), as it is where it came from another process."""
+        if self._said is None:
+            return self.text
+        template, fields = self._said
+        words = {k: v.localised(lang) if isinstance(v, SojournError) else v for k, v in fields.items()}
+        return translate(template, lang).format(**words)
 
 
 class Done(Event):

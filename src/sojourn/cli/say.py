@@ -131,11 +131,12 @@ def follow(events: Iterator[Event], as_json: bool = False) -> Event | None:
                 item: Any = last
                 eta = f" · {_clock(item.eta_s)}" if item.eta_s is not None else ""
                 bar.update(
-                    task, total=item.total, completed=item.done, note=item.text,
-                    speed=f"{item.rate:,.0f} {item.unit}/s{eta}" if item.rate else "",
+                    task, total=item.total, completed=item.done, note=translate(item.text),
+                    speed=f"{item.rate:,.0f} {translate(item.unit)}/s{eta}" if item.rate else "",
                 )  # fmt: skip
             elif last.kind == "log":
-                bar.console.print(getattr(last, "text", ""), markup=False, soft_wrap=True)
+                line: Any = last
+                bar.console.print(line.localised(), markup=False, soft_wrap=True)
             elif last.kind == "preview":
                 bar.console.print(f"  {getattr(last, 'path', '')}", markup=False, soft_wrap=True)
     return last

@@ -38,7 +38,7 @@ def build(scan: Scan, to: Path, config: PrepareConfig, report: Report) -> Iterat
         if config.near:
             whole = yield from busy(lambda: _group(rows, groups, min(config.near, _NEAR)), "comparing")
             if not whole:
-                yield Log(level="warning", text="too many texts look alike: not all pairs were compared")
+                yield Log.warn("too many texts look alike: not all pairs were compared")
         info = SetInfo(name=report.name, kind="text", shape=(), about=config.about)
 
         def data(row: Row) -> str:

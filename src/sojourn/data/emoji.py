@@ -262,7 +262,7 @@ def _pack(
                 pixels = draw(picture)
             except DataError as error:
                 dropped += 1
-                yield Log(level="warning", text=f"{picture.hex}/{picture.style} left out: {error}")
+                yield Log.warn("{name} left out: {error}", name=f"{picture.hex}/{picture.style}", error=error)
                 continue
             held = held_out(concept.hex, picture.style)
             look = sha256(pixels.tobytes()).digest()
@@ -289,7 +289,9 @@ def _pack(
         yield from _add_made(writer, concepts, things, made)
     count = len(pictures) - dropped - twins
     if twins:
-        yield Log(text=f"{twins} pictures left out: pixel for pixel the same as a held-out one of another name")
+        yield Log.say(
+            "{count} pictures left out: pixel for pixel the same as a held-out one of another name", count=twins
+        )
     yield Progress(done=len(pictures), total=len(pictures), unit="pictures", eta_s=0)
     yield Done(path=str(to), text=f"{count} pictures of {len(concepts)} concepts in {len(styles)} styles")
 
@@ -332,4 +334,6 @@ def _add_made(
             )
         )  # fmt: skip
     if found:
-        yield Log(text=", ".join(f"{count} pictures {kind}" for kind, count in sorted(number.items())))
+        yield Log.say(
+            "made from others: {counts}", counts=", ".join(f"{kind} {count}" for kind, count in sorted(number.items()))
+        )

@@ -126,7 +126,7 @@ def _without_twins(
 
     groups, repeats, whole = yield from busy(work, "comparing")
     if not whole:
-        yield Log(level="warning", text="too many pictures look alike: not all pairs were compared")
+        yield Log.warn("too many pictures look alike: not all pairs were compared")
     for i, first in sorted(repeats.items()):
         absorb(rows[first], rows[i], report, "nearly the same as another")
     left = [i for i in range(len(rows)) if i not in repeats]

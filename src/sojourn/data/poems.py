@@ -81,7 +81,7 @@ def build_poems(
                 )
             )  # fmt: skip
     if len(once) < len(poems):
-        yield Log(text=f"{len(poems) - len(once)} poems stood there twice and were kept once")
+        yield Log.say("{count} poems stood there twice and were kept once", count=len(poems) - len(once))
     yield Progress(done=len(once), total=len(once), unit="poems", eta_s=0)
     yield Done(path=str(to), text=f"{len(once)} poems")
 

@@ -59,7 +59,7 @@ def prepare(
         if archive is not None:
             archive.close()
     if report.lost:
-        yield Log(level="warning", text=f"left out {report.lost}: {report.reasons()}")
+        yield Log.warn("left out {count}: {reasons}", count=report.lost, reasons=report.reasons())
     yield Artifact(name="report", path=str(to / "report.html"))
     yield Artifact(name="sheet", path=str(to / ("sheet.png" if found.kind == "image" else "sheet.txt")))
     unit = "pictures" if found.kind == "image" else "texts"

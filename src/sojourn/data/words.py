@@ -112,7 +112,7 @@ def build_words(
     found = yield from _read(NAMES, cache, {f"{locale}/data.json" for locale in LOCALES})
     locales = {locale: json.loads(found[f"{locale}/data.json"]) for locale in LOCALES}
     named, nouns = emoji_rows(locales)
-    yield Log(text=f"{len(named)} emoji names and tags")
+    yield Log.say("{count} emoji names and tags", count=len(named))
     rows = named
     if chinese:
         rows += chinese_rows((yield from _read(JIEBA, cache, {"dict.txt"}))["dict.txt"].decode("utf-8"), chinese)

@@ -89,7 +89,10 @@ def classified(model: Model, bench: Bench, seen: int, found: Findings) -> Iterat
                     writer.add(item)
             rounds = []
             for seed in range(ROUNDS):
-                yield Log(text=f"a classifier of {len(items):,} pictures ({name}), {seed + 1} of {ROUNDS}")
+                yield Log.say(
+                    "a classifier of {count:,} pictures ({name}), {number} of {most}",
+                    count=len(items), name=name, number=seed + 1, most=ROUNDS,
+                )  # fmt: skip
                 yield from _trained(folder, seed, seen)
                 rounds.append(_right(folder / str(seed), data, held, at))
             right[name] = np.mean(rounds, axis=0)  # (held,) share of the classifiers that were right

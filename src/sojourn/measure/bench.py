@@ -174,4 +174,6 @@ def shown(pictures: Tensor) -> list[Image.Image]:
 
 
 def too_few(name: str, count: int, kind: str, unit: str = "pictures") -> Log:
-    return Log(level="warning", text=f"{name} is left out: {count} {unit}, it needs {LEAST[kind]}")
+    return Log.warn(
+        "{name} is left out: {count} {unit}, it needs {least}", name=name, count=count, unit=unit, least=LEAST[kind]
+    )

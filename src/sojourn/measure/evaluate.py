@@ -44,9 +44,9 @@ def evaluate(models: Sequence[Model], bench: Bench, classifier: int | None = Non
     for model in models:
         _check(model, groups, bench, asked, classifier)
     if judge is not None and bench.count < LEAST["r1"]:
-        yield Log(level="warning", text=f"R@1 and style of {bench.count} pictures say little: see their intervals")
+        yield Log.warn("R@1 and style of {count} pictures say little: see their intervals", count=bench.count)
     if judge is None:
-        yield Log(level="warning", text="no judge: R@1 and style accuracy are left out (sojourn train judge)")
+        yield Log.warn("no judge: R@1 and style accuracy are left out (sojourn train judge)")
     for model in models:
         found = Findings(model.card.name, model.card.identity, bench.about())
         if "sample" in model.family.can:
@@ -185,7 +185,7 @@ def _asked(model: Model, bench: Bench, judge: Judged, asked: Sequence[int], foun
             span = scores.interval(right[rows], texts[rows].tolist())
             found.add(f"prompts/R@1{name}", float(right[rows].mean()), span, f"{ASKED_SEEDS} seeds")
     per = [f"{text} {right[at * ASKED_SEEDS :][:ASKED_SEEDS].sum()}" for at, (text, _) in enumerate(bench.asked)]
-    yield Log(text=f"right of {ASKED_SEEDS}: {', '.join(per)}")
+    yield Log.say("right of {count}: {prompts}", count=ASKED_SEEDS, prompts=", ".join(per))
 
 
 def drawings(model: Model, prompts: Sequence[Prompt], bench: Bench) -> Iterator[Tensor]:

@@ -33,7 +33,7 @@ def evaluate_texts(models: Sequence[Model], data: PackedSet, count: int = 512) -
         raise InvalidInput('"{name}" has no held-out texts; prepare it with more documents', name=data.info.name)
     rows = rows[:count]
     if len(rows) < FEW:
-        yield Log(level="warning", text=f"{len(rows)} held-out texts are few: the intervals say how little is known")
+        yield Log.warn("{count} held-out texts are few: the intervals say how little is known", count=len(rows))
     texts = [data.text(int(row)) for row in rows]
     for model in models:
         found = Findings(model.card.name, model.card.identity, {"set": data.info.name, "n": len(rows)})

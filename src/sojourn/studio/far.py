@@ -299,7 +299,7 @@ class FarWork(Work):
             self.bring(ask.start)
         for event in super().train(job):
             if isinstance(event, Done):
-                yield Log(text=f"sending the package {ask.to}")
+                yield Log.say("sending the package {name}", name=ask.to)
                 self.send(ask.to, job)
             yield event
 

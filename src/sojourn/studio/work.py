@@ -338,7 +338,7 @@ class Work:
         else:
             bench = Bench(data, load_features("efflite0"), None, ask.count, 0)
             if (left_out := appoint(bench, ask.judge)) is not None:
-                yield Log(level="warning", text=f"the default judge is left out: {left_out.localised()}")
+                yield Log.warn("the default judge is left out: {why}", why=left_out)
             bench.options = {} if ask.steps is None else {"steps": ask.steps}
             measuring = evaluate(models, bench)
         found: list[Findings] = []

@@ -41,7 +41,7 @@ def _have_set(name: str) -> Iterator[Event]:
     except NotFound:
         if name not in STARTERS:
             raise
-        yield Log(text=f"building the starter set {name}")
+        yield Log.say("building the starter set {name}", name=name)
         for event in build_starter(name, configs.set_folder(name)):
             if not isinstance(event, Done):
                 yield event
@@ -122,9 +122,12 @@ def run_recipe(recipe: Recipe, folder: Path, start: Path | None = None) -> Itera
     for stage in recipe.stage:
         path = folder / stage.name
         if not (path / "done").is_file():
-            yield Log(text=f"stage {stage.name}: {stage.family}/{stage.preset} on {stage.data}")
+            yield Log.say(
+                "stage {name}: {family}/{preset} on {data}",
+                name=stage.name, family=stage.family, preset=stage.preset, data=stage.data,
+            )  # fmt: skip
         elif stage is recipe.stage[-1]:
-            yield Log(text=f"{folder} is trained already; train anew in another folder (--run)")
+            yield Log.say("{path} is trained already; train anew in another folder (--run)", path=folder)
         data = PackedSet(find_set(stage.data))
         parts = {name: packages.load(done.get(ref) or packages.find(ref)) for name, ref in stage.parts.items()}
         given = start if stage is recipe.stage[-1] else None
@@ -147,9 +150,9 @@ def _start_from(package: Package, source: Package) -> Iterator[Event]:
     theirs = {name.partition(".")[0] for name in source.family.state_dict()}
     new = {problem.name.partition(".")[0] for problem in problems if problem.kind == "missing"} - theirs
     if new:
-        yield Log(text=f'"{source.card.name}" has no {", ".join(sorted(new))}: begun anew')
+        yield Log.say('"{name}" has no {nets}: begun anew', name=source.card.name, nets=", ".join(sorted(new)))
     for problem in (problem for problem in problems if problem.name.partition(".")[0] not in new):
-        yield Log(level="warning", text=f'not taken from "{source.card.name}": {problem}')
+        yield Log.warn('not taken from "{name}": {problem}', name=source.card.name, problem=problem)
 
 
 def _claim(recipe: Recipe, folder: Path) -> None:

@@ -60,17 +60,18 @@ class Feed:
                     name=info.name, change=change,
                 )  # fmt: skip
             if before.count != info.count:
-                yield Log(
-                    level="warning",
-                    text=f"the set had {before.count:,} rows when this run began, now {len(self.data):,}",
+                yield Log.warn(
+                    "the set had {was:,} rows when this run began, now {now:,}", was=before.count, now=len(self.data)
                 )
             return
         if count < FEW:
-            yield Log(level="warning", text=f"{count} pictures are few: they will be learnt by heart")
+            yield Log.warn("{count} pictures are few: they will be learnt by heart", count=count)
         for column in info.labels:
             if column.name in {name for name, _ in self.spec.labels} and len(column.values) == 1:
-                text = f'all have {column.name} "{column.values[0]}": to ask for it will change nothing'
-                yield Log(level="warning", text=text)
+                yield Log.warn(
+                    'all have {column} "{value}": to ask for it will change nothing',
+                    column=column.name, value=column.values[0],
+                )  # fmt: skip
         safefile.write_bytes(path, info.model_dump_json().encode())
 
     def _change(self, before: SetInfo) -> str:

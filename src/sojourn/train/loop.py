@@ -107,14 +107,14 @@ class Run:
         found = state.latest(self.folder / "state")
         if found is not None:
             self.restore(*found)
-            yield Log(text=f"resumed at {self.seen:,} samples")
+            yield Log.say("resumed at {seen:,} samples", seen=self.seen)
         elif self.config.precision == "fp32" and self.family.bf16 and multiplies_bf16():
-            yield Log(text="this processor multiplies bf16: with precision=bf16 it may train twice as fast")
+            yield Log.say("this processor multiplies bf16: with precision=bf16 it may train twice as fast")
         check_disk(self.folder, self.tensors(), self.config)
         if not self.micro:
             self.micro = micro_batch(self.family, self.phases, self.feed, self.config)
             if self.micro < self.config.batch_size:
-                yield Log(text=f"memory holds {self.micro} samples at once: each update is split")
+                yield Log.say("memory holds {count} samples at once: each update is split", count=self.micro)
             self.micro = max(1, min(self.micro, self.config.batch_size) // self.config.processes)
         if self.config.processes > 1:
             self.crew = Crew(self.family, self.config.processes, self.config.compile)
@@ -300,11 +300,11 @@ class Run:
         self.restore(*found)
         self.tries, self.rate = tries, rate
         self.save()
-        return Log(
-            level="warning",
-            text=f"not finite at sample {step} in phase {error.phase} (rows {rows}): back to {self.seen}, "
-            f"rate x {self.rate:g}, try {tries} of {TRIES}",
-        )
+        return Log.warn(
+            "not finite at sample {step} in phase {phase} (rows {rows}): back to {seen}, rate x {rate:g}, try {tries} "
+            "of {most}",
+            step=step, phase=error.phase, rows=rows, seen=self.seen, rate=self.rate, tries=tries, most=TRIES,
+        )  # fmt: skip
 
     @torch.no_grad()
     def follow(self) -> None:
@@ -332,4 +332,7 @@ class Run:
             self.best = chosen
             self.write_package(self.folder / "best", self.ema)
         self.save()
-        yield Log(text=f"snapshot at {self.seen:,} samples" + (f", {self.family.score} {score:.4g}" if score else ""))
+        yield Log.say(
+            "snapshot at {seen:,} samples{score}",
+            seen=self.seen, score=f", {self.family.score} {score:.4g}" if score else "",
+        )  # fmt: skip
