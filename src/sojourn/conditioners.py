@@ -365,7 +365,7 @@ class Memory:
 
 class TokensConfig(Strict):
     tokenizer: dict[str, Any] = Field(default_factory=dict)
-    """Settings of the text codec that reads the prompt: the same as the model's own."""
+    """Settings of the text codec that reads the prompt. A training takes the model's own."""
 
 
 @register("conditioner", "tokens", about="the words as tokens that a language model goes on from")
@@ -383,11 +383,9 @@ class Tokens:
         self._config = validated(TokensConfig, dict(config), 'conditioner "tokens"')
         self.codec = TextCodec(self._config.tokenizer, files=files)
 
-    @classmethod
-    def fit_to(cls, config: Mapping[str, Any], parts: Mapping[str, Any], data: PackedSet) -> Self:
-        """With the vocabulary that a text codec of the same settings learns from the set."""
-        tokenizer = validated(TokensConfig, dict(config), 'conditioner "tokens"').tokenizer
-        return cls(config, parts, TextCodec.fit_to(tokenizer, parts, data).files)
+    def like(self, codec: Any) -> Self:
+        """The same for a model that writes by `codec`: it reads by the vocabulary that it writes."""
+        return type(self)({"tokenizer": codec.config}, None, codec.files) if isinstance(codec, TextCodec) else self
 
     @property
     def config(self) -> dict[str, Any]:

@@ -160,7 +160,11 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     # The family first: it says which settings there are.
     for override in sorted(overrides, key=lambda text: text.partition("=")[0].strip().split(".")[-1] != "family"):
         _apply(data, override)
-    return validated(Recipe, data, f'recipe "{name}"')
+    recipe = validated(Recipe, data, f'recipe "{name}"')
+    names = [stage.name for stage in recipe.stage]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError('two stages of recipe "{path}" are called "{name}"; give each its own', path=path, name=twice)
+    return recipe
 
 
 def _apply(data: dict[str, Any], override: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -121,9 +122,10 @@ def _trained(folder: Path, seed: int, seen: int) -> Iterator[Event]:
         codec=Part(id="image", config={"channels": 3 if data.info.shape[2] > 1 else 1}),
         conditioner=Part(id="labels"), train=train,
     )  # fmt: skip
-    for event in run_recipe(Recipe(name=f"classifier-{seed}", stage=[stage]), folder / str(seed)):
-        if event.kind == "progress":
-            yield event
+    with closing(run_recipe(Recipe(name=f"classifier-{seed}", stage=[stage]), folder / str(seed))) as events:
+        for event in events:
+            if event.kind == "progress":
+                yield event
 
 
 @torch.no_grad()

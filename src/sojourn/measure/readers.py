@@ -128,7 +128,8 @@ def psnr(x: Tensor, y: Tensor) -> Tensor:
 def _autoencoder(model: Model, groups: Sequence[Group], bench: Bench, found: Findings) -> Iterator[Event]:
     """What is lost between a held-out picture and its latent's decoding."""
     held = [group.rows for group in groups if group.name != "seen"]
-    rows = np.concatenate(held or [groups[0].rows])[: bench.count]
+    every = np.concatenate(held or [groups[0].rows])
+    rows = np.sort(np.random.default_rng(bench.seed).permutation(every)[: bench.count])
     note = "held-out pictures" if held else "pictures seen in training"
     ratios, similar, apart = [], [], []
     for at, part in enumerate(np.array_split(rows, max(1, len(rows) // 32))):
@@ -142,4 +143,4 @@ def _autoencoder(model: Model, groups: Sequence[Group], bench: Bench, found: Fin
     for name, parts in (("PSNR", ratios), ("SSIM", similar), ("perceptual-EffLite0", apart)):
         if parts:
             values = torch.cat(parts).double().numpy()
-            found.add(f"autoencoder/{name}", float(values.mean()), scores.interval(values), note)
+            found.add(f"autoencoder/{name}", float(values.mean()), scores.interval(values, bench.families(rows)), note)

@@ -13,8 +13,8 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -283,7 +283,7 @@ class FarWork(Work):
             self.bring(str(judge))
         return super()._request(model, ask)
 
-    def train(self, job: Job) -> Iterator[Event]:
+    def train(self, job: Job) -> Generator[Event]:
         ask = TrainAsk.model_validate(job.request)
         recipe = config.load_recipe(ask.recipe, ask.overrides)
         names = {stage.name for stage in recipe.stage}
@@ -297,11 +297,12 @@ class FarWork(Work):
                     self.bring(name)
         if ask.start:
             self.bring(ask.start)
-        for event in super().train(job):
-            if isinstance(event, Done):
-                yield Log.say("sending the package {name}", name=ask.to)
-                self.send(ask.to, job)
-            yield event
+        with closing(super().train(job)) as events:
+            for event in events:
+                if isinstance(event, Done):
+                    yield Log.say("sending the package {name}", name=ask.to)
+                    self.send(ask.to, job)
+                yield event
 
     def evaluate(self, job: Job) -> Iterator[Event]:
         ask = EvaluateAsk.model_validate(job.request)

@@ -8,8 +8,8 @@ import math
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -302,7 +302,7 @@ class Work:
             os.link(path, named)
         return named
 
-    def train(self, job: Job) -> Iterator[Event]:
+    def train(self, job: Job) -> Generator[Event]:
         ask = TrainAsk.model_validate(job.request)
         recipe = config.load_recipe(ask.recipe, ask.overrides)
         from sojourn.train.build import run_recipe
@@ -312,10 +312,11 @@ class Work:
             raise NotFound("the run of job {id} is not on this machine; start a new training", id=ask.goes_on)
         start = card.find(ask.start, paths=False) if ask.start else None
         last: Event | None = None
-        for event in run_recipe(recipe, folder, start):
-            last = event
-            if not isinstance(event, Done):
-                yield event
+        with closing(run_recipe(recipe, folder, start)) as events:
+            for event in events:
+                last = event
+                if not isinstance(event, Done):
+                    yield event
         made = Path(getattr(last, "path", ""))
         target = home() / "models" / ask.to
         packages.keep(made, target)

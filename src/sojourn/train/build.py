@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from sojourn import config as configs
 from sojourn import package as packages
 from sojourn import registry, safefile
 from sojourn.card import home
+from sojourn.conditioners import Tokens
 from sojourn.config import Recipe, Stage, explain
 from sojourn.data.dataset import PackedSet
 from sojourn.data.starter import STARTERS
@@ -21,6 +23,8 @@ from sojourn.data.starter import build as build_starter
 from sojourn.errors import ConfigError, DataError, NotFound
 from sojourn.package import Package
 from sojourn.schema import Card, Done, Event, Log, Part
+from sojourn.train import begun
+from sojourn.train.begun import Begun
 from sojourn.train.loop import train
 
 
@@ -48,16 +52,25 @@ def _have_set(name: str) -> Iterator[Event]:
 
 
 def build(
-    stage: Stage, data: PackedSet, parts: Mapping[str, Package], recipe: Recipe, start: Package | None = None
+    stage: Stage,
+    data: PackedSet,
+    parts: Mapping[str, Package],
+    recipe: Recipe,
+    start: Package | None = None,
+    before: Begun | None = None,
 ) -> Package:
     """A package with fresh weights, its codec and conditioner fitted to `data`.
 
-    The codec of `start` is kept, since weights mean something only with the vocabulary or scale they were trained on.
+    The codec of `start`, or the one that a run had `before`, is kept, since weights mean something only with the
+    vocabulary or scale they were trained on.
     """
     entry = registry.get("family", stage.family)
     _check_kind(stage, data)
-    codec = _kept(stage.codec, parts, start) or _fit("codec", stage.codec, parts, data)
+    kept = _kept(stage.codec, parts, start) if before is None else before.codec_again(parts)
+    codec = kept or _fit("codec", stage.codec, parts, data)
     conditioner = _fit("conditioner", stage.conditioner, parts, data)
+    if isinstance(conditioner, Tokens):
+        conditioner = conditioner.like(codec)
     values = {**registry.preset(stage.family, stage.preset), **stage.model}
     try:
         settings = entry.cls.Config(**values)  # type: ignore[attr-defined]
@@ -109,7 +122,7 @@ def _fit(table: registry.Table, part: Part, parts: Mapping[str, Package], data: 
     return cls(part.config, parts)
 
 
-def run_recipe(recipe: Recipe, folder: Path, start: Path | None = None) -> Iterator[Event]:
+def run_recipe(recipe: Recipe, folder: Path, start: Path | None = None) -> Generator[Event]:
     """Train every stage of `recipe` under `folder`, resuming what is there; the last package is the result.
 
     start: a package whose weights the last stage begins with, whatever the recipe says.
@@ -133,12 +146,20 @@ def run_recipe(recipe: Recipe, folder: Path, start: Path | None = None) -> Itera
         given = start if stage is recipe.stage[-1] else None
         origin = given or (done.get(stage.start) or Path(stage.start) if stage.start else None)
         source = packages.load(packages.find(str(origin))) if origin else None
-        package = build(stage, data, parts, recipe, source)
+        before = begun.read(path)
+        if before is not None and (difference := before.change(source, parts)):
+            raise ConfigError(
+                "{path} holds a run with other settings ({difference}); choose another folder with --run",
+                path=folder, difference=difference,
+            )  # fmt: skip
+        package = build(stage, data, parts, recipe, source, before)
         if source is not None:
             yield from _start_from(package, source)
-        for event in train(package, data, stage.train, path):
-            if not isinstance(event, Done):
-                yield event
+        # Closed here and not by chance, so that who stops it hears of a snapshot that could not be written.
+        with closing(train(package, data, stage.train, path)) as events:
+            for event in events:
+                if not isinstance(event, Done):
+                    yield event
         done[stage.name] = path / "package"
     yield Done(path=str(done[recipe.stage[-1].name]))
 
@@ -159,8 +180,8 @@ def _claim(recipe: Recipe, folder: Path) -> None:
     """Write recipe.json, or check that the one there says the same; a run that never came to train claims nothing."""
     path = folder / "recipe.json"
     mine = recipe.dump()
-    begun = any(next(folder.glob(pattern), None) for pattern in ("*/state/*", "*/done"))
-    if begun and path.is_file():
+    saved = any(next(folder.glob(pattern), None) for pattern in ("*/state/*", "*/done"))
+    if saved and path.is_file():
         theirs = json.loads(path.read_text(encoding="utf-8"))
         difference = _difference(theirs, mine)
         if difference:
@@ -174,10 +195,11 @@ def _claim(recipe: Recipe, folder: Path) -> None:
 
 
 def _difference(theirs: Any, mine: Any, place: str = "") -> str:
-    """The first place where two resolved recipes differ, in words; texts about the recipe do not count."""
+    """The first place where two resolved recipes differ, in words; texts about the recipe and the number of snapshots
+    that are kept do not count."""
     if isinstance(theirs, dict) and isinstance(mine, dict):
         for key in sorted(theirs.keys() | mine.keys()):
-            if not place and key in {"title", "about", "licence", "failures"}:
+            if key == "keep" or (not place and key in {"title", "about", "licence", "failures"}):
                 continue
             found = _difference(theirs.get(key), mine.get(key), f"{place}.{key}".strip("."))
             if found:

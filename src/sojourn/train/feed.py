@@ -17,6 +17,7 @@ from sojourn.data.dataset import PackedSet, SetInfo
 from sojourn.errors import DataError
 from sojourn.package import Package
 from sojourn.schema import Event, Log, Progress
+from sojourn.train import begun
 from sojourn.types import Batch, Cond
 
 LEAST, FEW = 8, 200
@@ -44,15 +45,15 @@ class Feed:
         Raises DataError for other classes or another shape than then, and for a handful of pictures. (A text set may be
         one long document.)
         """
-        info, path = self.data.info, self.folder / "trained-on.json"
+        info, first = self.data.info, begun.read(self.folder)
         count = len(self.data.indices(split)) if info.kind == "image" else FEW
         if count < LEAST:
             raise DataError(
                 'the set "{name}" has {count} pictures to train on; give {least} at least, better some hundreds',
                 name=info.name, count=count, least=LEAST,
             )  # fmt: skip
-        if path.is_file():
-            before = SetInfo.model_validate_json(path.read_text(encoding="utf-8"))
+        if first is not None:
+            before = first.set
             if change := self._change(before):
                 raise DataError(
                     'the set "{name}" is not the one that this run began with ({change}); bring that back, or choose '
@@ -72,7 +73,6 @@ class Feed:
                     'all have {column} "{value}": to ask for it will change nothing',
                     column=column.name, value=column.values[0],
                 )  # fmt: skip
-        safefile.write_bytes(path, info.model_dump_json().encode())
 
     def _change(self, before: SetInfo) -> str:
         """What the net would miss, or take for something else, in the set as it is now; "" = nothing."""
@@ -104,10 +104,13 @@ class Feed:
     def _encode_all(self) -> Iterator[Event]:
         shape = (len(self.data), *self._sample(np.arange(1)).shape[1:])
         kind = np.int64 if self.codec.spec.vocab else np.float32
-        info = self.data.info.model_dump_json()
-        digest = hashlib.sha256((json.dumps(self.key, sort_keys=True) + info).encode()).hexdigest()
+        stored = (self.data.folder / "data.bin").stat()
+        key: dict[str, Any] = {**self.key, "set": self.data.info.model_dump(mode="json")}
+        key |= {"stored": [stored.st_size, stored.st_mtime_ns]}
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         path, mark = self.folder / "encoded.bin", self.folder / "encoded.json"
         if not (mark.is_file() and json.loads(mark.read_text()) == digest):
+            mark.unlink(missing_ok=True)  # what it speaks of is about to go
             with safefile.writing(path), path.open("wb") as file:
                 for first in range(0, shape[0], 64):
                     rows = np.arange(first, min(first + 64, shape[0]))

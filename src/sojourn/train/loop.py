@@ -10,7 +10,7 @@ import copy
 import math
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from sojourn.errors import ConfigError, OutOfRoom, TrainingFailed
 from sojourn.families.base import Family, Phase
 from sojourn.package import Package
 from sojourn.schema import Artifact, Card, Done, Event, Log, Measured, Metric, Preview, Progress
-from sojourn.train import state
+from sojourn.train import begun, state
 from sojourn.train.feed import Feed
 from sojourn.train.gradient import Crew, Diverged, Sums, Update, accumulate, compile_blocks
 from sojourn.train.metrics import held_out
@@ -38,7 +38,7 @@ from sojourn.types import Batch
 TRIES = 3
 
 
-def train(package: Package, data: PackedSet, config: TrainConfig, folder: Path) -> Iterator[Event]:
+def train(package: Package, data: PackedSet, config: TrainConfig, folder: Path) -> Generator[Event]:
     """Train `package` on `data`, in `folder`; the same call again goes on where the last one stopped.
 
     Yields events at least once a second; closing the generator saves a snapshot. The finished package is at
@@ -108,6 +108,8 @@ class Run:
         if found is not None:
             self.restore(*found)
             yield Log.say("resumed at {seen:,} samples", seen=self.seen)
+        elif state.snapshots(self.folder / "state"):
+            yield Log.warn("no snapshot in {path} can be read; it begins anew", path=self.folder / "state")
         elif self.config.precision == "fp32" and self.family.bf16 and multiplies_bf16():
             yield Log.say("this processor multiplies bf16: with precision=bf16 it may train twice as fast")
         check_disk(self.folder, self.tensors(), self.config)
@@ -122,6 +124,7 @@ class Run:
             compile_blocks(self.family)
         self.clock = time.monotonic()
         if found is None:
+            begun.write(self.folder, self.package, self.feed.data.info)
             self.save()  # where a divergence before the first snapshot goes back to
 
     def tensors(self) -> dict[str, Tensor]:
@@ -175,7 +178,8 @@ class Run:
         self, folder: Path, family: Family, then: Card | None = None, sheet: Path | None = None
     ) -> None:  # fmt: skip
         """Save `family` as a package, its card filled in: as of now, or of when it was written before."""
-        metrics = [Metric(name=key, value=value, seen=self.seen) for key, value in self.metrics.items()]
+        finite = {key: value for key, value in self.metrics.items() if math.isfinite(value)}
+        metrics = [Metric(name=key, value=value, seen=self.seen) for key, value in finite.items()]
         if sheet is None:
             sheet = max((self.folder / "sheets").glob("*.png"), default=None)
         card = self.package.card.model_copy(

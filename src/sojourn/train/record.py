@@ -45,7 +45,7 @@ class Record:
         self.sums.clear()
         self.weights.clear()
         self.written = seen
-        with self.path.open("a", encoding="utf-8") as file:
+        with safefile.writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"seen": seen, **{key: float(f"{value:.6g}") for key, value in row.items()}}) + "\n")
         for sink in self.sinks:
             sink.scalars(seen, row)

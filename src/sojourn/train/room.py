@@ -78,6 +78,9 @@ def check_disk(folder: Path, tensors: Mapping[str, Tensor], config: TrainConfig)
     """Raise OutOfRoom unless `keep` + 1 snapshots (with AdamW's two moments) and two packages fit."""
     weights = sum(t.numel() * t.element_size() for key, t in tensors.items() if key.startswith("net/"))
     needed = (config.keep + 1) * 4 * weights + 2 * weights
+    # What an earlier part of this run holds gives way to what comes.
+    held = (path for name in ("state", "best", "package") for path in (folder / name).rglob("*") if path.is_file())
+    needed = max(0, needed - sum(path.stat().st_size for path in held))
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OutOfRoom(

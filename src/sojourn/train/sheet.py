@@ -43,6 +43,7 @@ def draw_sheet(package: Package, family: Family, feed: Feed, config: TrainConfig
         media = [*package.codec.unpack(package.codec.decode(x)), *again, *media]
     path = stem.with_suffix(".png")
     part = stem.with_suffix(".part")
-    grid(media, columns=min(16, config.sheet)).save(part, format="PNG")
-    part.replace(path)
+    with safefile.writing(path):
+        grid(media, columns=min(16, config.sheet)).save(part, format="PNG")
+        part.replace(path)
     return path

@@ -16,7 +16,8 @@ from sojourn import safefile
 
 
 def save(folder: Path, name: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], keep: int) -> Path:
-    """Write snapshot `name` under `folder`, then drop all but the newest `keep`. Names sort by age.
+    """Write snapshot `name` under `folder`, then drop all but it and the `keep` - 1 before it. Names sort by age: where
+    there is a later one, it could not be read, and the training went on without it.
 
     Raises OutOfRoom; the older snapshots are then untouched.
     """
@@ -24,8 +25,10 @@ def save(folder: Path, name: str, tensors: Mapping[str, Tensor], meta: Mapping[s
     with safefile.new_folder(final) as part:
         digest = safefile.write_tensors(part / "tensors.safetensors", tensors)
         (part / "state.json").write_text(json.dumps({"sha256": digest, **meta}), encoding="utf-8")
-    for old in snapshots(folder)[:-keep]:
-        shutil.rmtree(old)
+    found = snapshots(folder)
+    at = found.index(final)
+    for other in (*found[: max(0, at + 1 - keep)], *found[at + 1 :]):
+        shutil.rmtree(other)
     return final
 
 
