@@ -14,7 +14,7 @@ from sojourn import package as packages
 from sojourn.cli.train import Stopper
 from sojourn.config import Recipe, Stage, TrainConfig, load_recipe
 from sojourn.data.dataset import Item, PackedSet, SetInfo, SetWriter
-from sojourn.errors import ConfigError, OutOfRoom
+from sojourn.errors import ConfigError, OutOfRoom, PackageError
 from sojourn.schema import Event, Log, Part, Prompt
 from sojourn.train import room, state
 from sojourn.train.build import build, run_recipe
@@ -207,3 +207,24 @@ def test_a_full_disk_at_a_line_of_the_record_is_told(sets: dict[str, Path], tmp_
     (tmp_path / "model" / "stats.jsonl").symlink_to("/dev/full")
     with pytest.raises(OutOfRoom, match=r"stats\.jsonl"):
         run(recipe_for("vae", sets), tmp_path)
+
+
+def test_what_must_not_be_split_is_not_split(sets: dict[str, Path], tmp_path: Path) -> None:
+    recipe = recipe_for("vae", sets, micro_batch=8)
+    recipe.stage[0].model["noise"] = 0.5
+    with pytest.raises(ConfigError, match="vae needs its whole batch at once"):
+        run(recipe, tmp_path)
+
+
+def test_options_that_a_model_does_not_have_are_refused_before_it_trains(sets: dict[str, Path], tmp_path: Path) -> None:
+    recipe = recipe_for("vae", sets)
+    recipe.stage[0].options["guidance"] = 2.0
+    with pytest.raises(ConfigError, match=r"options of stage model.*guidance"):
+        run(recipe, tmp_path)
+    del recipe.stage[0].options["guidance"]
+    run(recipe, tmp_path)
+    made = package_of(tmp_path)
+    made.card.options["guidance"] = 2.0
+    packages.save(made, tmp_path / "wrong")
+    with pytest.raises(PackageError, match="guidance"):
+        packages.load(tmp_path / "wrong")

@@ -225,6 +225,48 @@ def test_a_flow_learns_latents_that_no_gaussian_has():
     assert float((hard - plain).abs().mean()) > 0.01
 
 
+def test_guidance_pulls_latents_away_from_what_is_expected_without_a_condition(monkeypatch: pytest.MonkeyPatch):
+    """Two classes around -3 and 3, as a prior knows: stronger guidance is farther out and less varied."""
+    family = conditional("cvae", flow=64, z=1)
+
+    def expected(cond: Cond, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        labels = torch.full((rows, 1), -1) if cond.labels is None else cond.labels
+        mean = torch.tensor([-3.0, 3.0, 0.0])[labels]
+        return mean, torch.where(labels < 0, 2.2, -1.4)
+
+    monkeypatch.setattr(family.enc, "expected", expected)
+    optimizer = torch.optim.Adam(family.flow.parameters(), lr=3e-3)
+    for _ in range(400):
+        true = torch.randint(2, (256, 1))
+        z = torch.where(true == 0, -3.0, 3.0) + 0.5 * torch.randn(256, 1)
+        value = family.flow.loss(lifted(z, family.ground(256)), Cond(labels=true).drop(0.2)).mean()
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+    ones = Cond(labels=torch.ones(512, 1, dtype=torch.long))
+    with torch.no_grad():
+        plain, hard = (
+            family.place(torch.randn(512, 1), ones, family.Options(guidance=guidance)) for guidance in (1.0, 3.0)
+        )
+    assert 2.5 < float(plain.mean()) < 3.5
+    assert 2.8 < float(hard.mean()) < 4.5
+    assert float(hard.std()) < 0.8 * float(plain.std())
+
+
+def test_a_flow_beside_a_vae_without_conditions_teaches_its_encoder_nothing():
+    def slope(weight: float) -> torch.Tensor:
+        torch.manual_seed(3)
+        family = vae(flow=16).train()
+        torch.nn.init.normal_(family.flow.out.weight)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sojourn.families.vae.FLOW_WEIGHT", weight)
+            torch.manual_seed(5)
+            family.loss("elbo", kinds(), 0).value.mean().backward()
+        return torch.cat([p.grad.flatten() for p in family.enc.parameters() if p.grad is not None])
+
+    torch.testing.assert_close(slope(0.0), slope(1.0))
+
+
 def test_draws_of_a_vae_come_through_its_flow_and_its_gradients_stay_its_own():
     family, data = conditional("cvae", flow=16, label_drop=0.0).train(), kinds()
     family.loss("elbo", data, 0).value.mean().backward()
@@ -241,7 +283,7 @@ def test_draws_of_a_vae_come_through_its_flow_and_its_gradients_stay_its_own():
     noise, cond = Noise([3, 4]), Cond(labels=torch.tensor([[1], [0]]))
     with torch.no_grad():
         draw = family.flow(noise.draw("z", (4,)), cond, 2.0)
-        wanted = family.eval().dec(placed(draw, family.enc.expected(cond, 2)), cond)
+        wanted = family.eval().dec(placed(draw, family.enc.expected(cond.null(), 2)), cond)
         got = list(family.sample(cond, noise, family.Options(guidance=2.0)))[-1].x
     torch.testing.assert_close(got, wanted)
 

@@ -276,17 +276,18 @@ def _load(folder: Path, device: torch.device, verify: bool, depth: int) -> Packa
         family = _fill(cls, config, spec, file, weights.told(found), folder)
         if verify and file.sha256 != card.files[WEIGHTS]:
             raise _changed(WEIGHTS, folder)
+    _settings(card, family.Options)  # a net without a part of its kind has fewer
     adapters = tuple(_adapters(folder, card, family, verify))
     family.eval().to(device)
     return Package(card, family, codec, conditioner, parts, adapters, weights.form(found))
 
 
-def _settings(card: Card) -> tuple[type[Family], Any]:
-    """The family's class and its config; checks the options too."""
-    cls = registry.get("family", card.family).cls
+def _settings(card: Card, options: type[Any] | None = None) -> tuple[type[Family], Any]:
+    """The family's class and its config; checks the options too, by its class or by `options`."""
+    cls: Any = registry.get("family", card.family).cls
     try:
-        cls.Options(**card.options)  # type: ignore[attr-defined]
-        return cls, cls.Config(**card.config)  # type: ignore[attr-defined]
+        (options or cls.Options)(**card.options)
+        return cls, cls.Config(**card.config)
     except ValidationError as error:
         raise PackageError(
             'the card of "{package}" is wrong: {problem}', package=card.name, problem=explain(error)

@@ -71,6 +71,8 @@ def conditions(package: Package, request: Request) -> tuple[Cond, list[Guide]]:
         guides.append(guidance.negative(call([Prompt.plain(", ".join(p.no), p.style) for p in prompts])))
     guides += [guidance.energy(_seen(package, fn), name=name) for name, fn in _rules(request)]
     if request.source is not None:
+        if not 0 <= request.strength <= 1:
+            raise InvalidInput("strength {found} is outside 0..1", found=request.strength)
         guides += _edits(package, request)
     elif request.mask is not None:
         raise InvalidInput("a mask needs a source picture; give both")

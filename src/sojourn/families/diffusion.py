@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -43,7 +43,7 @@ class DiffusionConfig(BaseConfig):
     """Attention heads; must divide the width."""
     mlp_ratio: float = Field(4.0, gt=0, le=16)
     """dit: size of the feed-forward, in widths of an ungated one."""
-    levels: tuple[int, ...] = Field((1, 2, 2), min_length=1, max_length=6)
+    levels: tuple[Annotated[int, Field(ge=1, le=64)], ...] = Field((1, 2, 2), min_length=1, max_length=6)
     """unet: channels at each resolution, in widths; each is half the size of the one before."""
     attend: int = Field(8, ge=0, le=128)
     """unet: attention on maps of so many cells a side or fewer. 0 = at the bottom only."""

@@ -326,9 +326,15 @@ class VAE(Autoencoder):
         return [Phase("elbo", ("enc", "dec", "flow") if self.flow is not None else ("enc", "dec"))]
 
     def place(self, draw: Tensor, cond: Cond, options: LatentOptions) -> Tensor:
-        if self.flow is not None:
-            draw = self.flow(draw, cond, options.guidance if isinstance(options, VAE.Options) else 1.0)
-        return super().place(draw, cond, options)
+        if self.flow is None:
+            return super().place(draw, cond, options)
+        draw = self.flow(draw, cond, options.guidance if isinstance(options, VAE.Options) else 1.0)
+        return placed(draw, self.ground(len(draw)))
+
+    def ground(self, rows: int) -> tuple[Tensor, Tensor] | None:
+        """What is expected of latents without a condition, where the flow begins for all conditions alike: guidance is
+        a difference of two velocities, which must be of one space."""
+        return self.enc.expected(Cond(), rows)
 
     def once(self, x: Tensor) -> Tensor:
         """While the flow alone learns, what the encoder says of pictures without their conditions, (b, 2 z, ...).
@@ -343,7 +349,7 @@ class VAE(Autoencoder):
             with torch.no_grad():
                 mean, logvar = gaussian(self.once(batch.x))
                 draw = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
-                draw = lifted(draw, self.enc.expected(cond, len(batch)))
+                draw = lifted(draw, self.ground(len(batch)))
             value = self.flow.loss(draw, cond)
             return Loss(value, {"loss/flow": value.detach()})
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.learns == "both"):
@@ -367,7 +373,7 @@ class VAE(Autoencoder):
         logs = {"loss/recon": recon.detach(), "loss/kl": kl.detach()}
         if self.flow is not None and self.training and self.config.learns == "both":
             with torch.no_grad():
-                draw = lifted(draw, prior)
+                draw = lifted(draw.detach(), self.ground(len(batch)))
             flow = self.flow.loss(draw, cond, DRAWS)
             value = value + FLOW_WEIGHT * flow
             logs["loss/flow"] = flow.detach()

@@ -16,7 +16,7 @@ from sojourn import package as packages
 from sojourn import registry, safefile
 from sojourn.card import home
 from sojourn.conditioners import Tokens
-from sojourn.config import Recipe, Stage, explain
+from sojourn.config import Recipe, Stage, validated
 from sojourn.data.dataset import PackedSet
 from sojourn.data.starter import STARTERS
 from sojourn.data.starter import build as build_starter
@@ -72,13 +72,10 @@ def build(
     if isinstance(conditioner, Tokens):
         conditioner = conditioner.like(codec)
     values = {**registry.preset(stage.family, stage.preset), **stage.model}
-    try:
-        settings = entry.cls.Config(**values)  # type: ignore[attr-defined]
-        entry.cls.Options(**stage.options)  # type: ignore[attr-defined]
-    except ValueError as error:
-        raise explain(error, entry.cls.Config, f"stage {stage.name}") from None  # type: ignore
+    settings: Any = validated(entry.cls.Config, values, f"stage {stage.name}")  # type: ignore[attr-defined]
     torch.manual_seed(stage.train.seed)
     family = entry.cls(settings, conditioner.extend(codec.spec))
+    validated(family.Options, stage.options, f"options of stage {stage.name}")
     card = Card(
         name=recipe.name, family=stage.family, config=settings.model_dump(mode="json"),
         codec=Part(id=codec.id, config=codec.config),

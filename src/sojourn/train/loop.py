@@ -46,6 +46,11 @@ def train(package: Package, data: PackedSet, config: TrainConfig, folder: Path) 
     """
     if config.precision == "bf16" and not package.family.bf16:
         raise ConfigError("precision bf16 does not hold for {family}; use fp32", family=package.card.family)
+    if config.micro_batch and config.micro_batch < config.batch_size and not package.family.splittable:
+        raise ConfigError(
+            "{family} needs its whole batch at once: leave micro_batch out, or lower batch_size",
+            family=package.card.family,
+        )
     with kept_memory(), threads(config.threads or 0):
         yield from _train(Run(package, data, config, folder), folder)
 
