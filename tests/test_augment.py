@@ -144,7 +144,8 @@ def test_every_gan_shows_its_discriminator_changed_pictures(id: str, augment: st
         family.p.fill_(1.0)
     data = Batch(pictures(8, side=16), Cond(), torch.ones(8))
     seen: list[Tensor] = []
-    (family.D if id != "multi-gan" else family.D[0]).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    entrance = {"multi-gan": lambda: family.D[0], "r3gan": lambda: family.D.enter}.get(id, lambda: family.D)()
+    entrance.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     if hasattr(family, "critics"):
         for critic in family.critics:
             judge = critic.judge

@@ -328,8 +328,9 @@ def test_tokens_are_the_words_without_frame():
     assert tokens.extend(DataSpec("text", (8,), vocab=259)) == DataSpec("text", (8,), vocab=259)
 
 
-def test_tokens_learn_the_vocabulary_of_a_set_and_are_rebuilt_from_files(labelled):
-    fitted = Tokens.fit_to({"tokenizer": {"tokenizer": "chars", "length": 16}}, {}, labelled)
+def test_tokens_take_the_vocabulary_of_a_codec_and_are_rebuilt_from_files(labelled):
+    config = {"tokenizer": "chars", "length": 16}
+    fitted = Tokens({"tokenizer": config}).like(TextCodec.fit_to(config, {}, labelled))
     again = Tokens(fitted.config, {}, fitted.files)
     assert torch.equal(fitted(prompts("cat")).tokens, again(prompts("cat")).tokens)
     codec = TextCodec(fitted.config["tokenizer"], files=fitted.files)
