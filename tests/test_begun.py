@@ -190,7 +190,7 @@ def test_a_damaged_snapshot_does_not_push_out_good_ones(keep: int, tmp_path: Pat
     found = state.latest(tmp_path)
     assert found is not None
     assert found[1]["seen"] == 3
-    assert [path.name for path in state.snapshots(tmp_path)] == ["1-0", "2-0", "3-0"][-keep:]
+    assert [path.name for path in state.snapshots(tmp_path)] == [*["1-0", "2-0", "3-0"][-keep:], "9-0"]
 
 
 def test_a_run_none_of_whose_snapshots_can_be_read_says_so(sets: dict[str, Path], tmp_path: Path) -> None:
@@ -213,6 +213,14 @@ def test_what_must_not_be_split_is_not_split(sets: dict[str, Path], tmp_path: Pa
     recipe = recipe_for("vae", sets, micro_batch=8)
     recipe.stage[0].model["noise"] = 0.5
     with pytest.raises(ConfigError, match="vae needs its whole batch at once"):
+        run(recipe, tmp_path)
+
+
+@pytest.mark.parametrize("levels", [(1, -1), (0, 1)])
+def test_a_unet_without_channels_is_refused(levels: tuple[int, int], sets: dict[str, Path], tmp_path: Path) -> None:
+    recipe = recipe_for("flow", sets)
+    recipe.stage[0].model.update(net="unet", levels=levels)
+    with pytest.raises(ConfigError, match=r"levels\.\d is -?\d: must be 1 or more"):
         run(recipe, tmp_path)
 
 

@@ -101,6 +101,8 @@ def test_json_bombs(served: tuple[TestClient, Studio]) -> None:
         for name, data in bombs().items():
             status, answer, took = as_json(client, data, path)
             assert 400 <= status < 500, (path, name, status, answer)
+            if took >= 1:  # others may have had the processor: it is the server's doing if it always is
+                took = min(as_json(client, data, path)[2] for _ in range(3))
             assert took < 1, (path, name, took)
             assert len(answer["error"]["message"]) < 1000, name
             slowest = max(slowest, took)

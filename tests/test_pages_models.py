@@ -36,14 +36,13 @@ def test_models_and_queue_show_what_there_is(tab: Tab) -> None:
 
 
 def test_a_page_that_is_not_looked_at_does_not_listen(tab: Tab) -> None:
-    """A browser has six connections for all its pages of one server."""
+    """A browser has six connections for all its pages of one server. What happened meanwhile is there at the first
+    look."""
     page = tab.page
-    open_sources = """() => { window.lines = []; const Old = EventSource;
-      window.EventSource = class extends Old { constructor(url) { super(url); window.lines.push(this); } }; }"""
-    page.add_init_script(f"({open_sources})()")
-    page.goto("/queue")
+    page.add_init_script("""Object.defineProperty(document, 'hidden', { value: true, configurable: true });
+      window.lines = []; const Old = EventSource;
+      window.EventSource = class extends Old { constructor(url) { super(url); window.lines.push(this); } };""")
     listening = "window.lines.filter((line) => line.readyState !== EventSource.CLOSED).length"
-    tab.until(listening, 1)
 
     def look(hidden: bool) -> None:
         page.evaluate(
@@ -51,15 +50,17 @@ def test_a_page_that_is_not_looked_at_does_not_listen(tab: Tab) -> None:
         )
         page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
 
-    look(hidden=True)
-    assert page.evaluate(listening) == 0
-    request = {"recipe": "dcgan", "overrides": ["data=no-such-set"], "to": f"none{time.time_ns()}"}
-    job = page.request.post("/api/v1/jobs", data={"kind": "train", "request": request}).json()["id"]
-    row = page.locator(f"tr[data-job='{job}']")
-    assert row.count() == 0
-    look(hidden=False)
-    row.get_by_text("no-such-set").first.wait_for()
-    assert page.evaluate(listening) == 1
+    page.goto("/queue", wait_until="networkidle")  # as a tab that is opened behind another
+    for _ in range(2):
+        assert page.evaluate(listening) == 0
+        request = {"recipe": "dcgan", "overrides": ["data=no-such-set"], "to": f"none{time.time_ns()}"}
+        job = page.request.post("/api/v1/jobs", data={"kind": "train", "request": request}).json()["id"]
+        row = page.locator(f"tr[data-job='{job}']")
+        assert row.count() == 0
+        look(hidden=False)
+        row.get_by_text("no-such-set").first.wait_for()
+        assert page.evaluate(listening) == 1
+        look(hidden=True)
 
 
 def test_a_zip_becomes_a_set_a_package_and_scores(tab: Tab, tmp_path: Path) -> None:

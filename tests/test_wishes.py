@@ -201,6 +201,14 @@ def test_a_mask_is_cut_out_as_its_source_is(models: dict[str, engine.Model]):
         models["flow"].imagine("3", n=1, source=source, mask=Image.new("L", (8, 8), 255))
 
 
+@pytest.mark.parametrize("name", ["vae", "flow"])
+@pytest.mark.parametrize("strength", [-0.05, 2.0])
+def test_a_strength_out_of_range_is_refused(name: str, strength: float, models: dict[str, engine.Model]):
+    source = Image.new("L", (8, 8))
+    with pytest.raises(InvalidInput, match=rf"strength {strength} is outside 0\.\.1"):
+        models[name].imagine("", n=1, seed=0, source=source, strength=strength)
+
+
 def test_a_source_pulls_more_the_weaker_its_strength(models: dict[str, engine.Model]):
     picture = Image.fromarray((load_digits().images[3] * 15.9).astype(np.uint8))
     known = torch.tensor(np.asarray(picture, np.float32))

@@ -265,10 +265,8 @@ def _load(folder: Path, device: torch.device, verify: bool, depth: int) -> Packa
         if verify and part.card.identity != expected:
             raise PackageError('part "{part}" of "{package}" is another package', part=name, package=folder.name)
         parts[name] = merge(part)
-    codec: Codec = _make("codec", card.codec, parts, _blobs(folder, card, "codec", verify))
-    conditioner: Conditioner = _make(
-        "conditioner", card.conditioner, parts, _blobs(folder, card, "conditioner", verify)
-    )
+    codec: Codec = make("codec", card.codec, parts, _blobs(folder, card, "codec", verify))
+    conditioner: Conditioner = make("conditioner", card.conditioner, parts, _blobs(folder, card, "conditioner", verify))
     spec = conditioner.extend(codec.spec)
     cls, config = _settings(card)
     with TensorFile(folder, WEIGHTS) as file:
@@ -294,7 +292,8 @@ def _settings(card: Card, options: type[Any] | None = None) -> tuple[type[Family
         ) from None
 
 
-def _make(table: Literal["codec", "conditioner"], part: Part, parts: Mapping[str, Any], files: dict[str, bytes]) -> Any:
+def make(table: Literal["codec", "conditioner"], part: Part, parts: Mapping[str, Any], files: Any) -> Any:
+    """The codec or conditioner of a card, with its files (name -> bytes). Raises SojournError."""
     cls = registry.get(table, part.id).cls
     try:
         return cls(part.config, parts, files=files) if files else cls(part.config, parts)

@@ -45,8 +45,7 @@ class R3GANConfig(GANConfig):
     gamma: float = Field(1.0, ge=0, le=1000)
     """Weight of the penalties R1 and R2, before the half of their definition. 0 = off, and then it diverges."""
     penalised: float = Field(1.0, gt=0, le=1)
-    """Share of a batch whose gradients are penalised, by so much more: the penalties take 0.4 of an update of all rows,
-    and mean the same of a part. 1 = all."""
+    """Share of a batch whose gradients are penalised, by so much more: in the mean the same, in less time. 1 = all."""
 
 
 class R3GANOptions(GANOptions):

@@ -13,7 +13,8 @@ from typing import Any
 
 from pydantic import Field
 
-from sojourn import registry, safefile
+from sojourn import package as packages
+from sojourn import safefile
 from sojourn.data.dataset import SetInfo
 from sojourn.package import Package
 from sojourn.schema import Part, Strict
@@ -35,9 +36,8 @@ class Begun(Strict):
 
     def codec_again(self, parts: Mapping[str, Package]) -> Any:
         """The codec as it was fitted then."""
-        cls: Any = registry.get("codec", self.codec.id).cls
         files = {name: base64.b64decode(data) for name, data in self.files.items()}
-        return cls(self.codec.config, parts, files=files) if files else cls(self.codec.config, parts)
+        return packages.make("codec", self.codec, parts, files)
 
     def change(self, source: Package | None, parts: Mapping[str, Package]) -> str:
         """The first package that is another one now, in words; "" = none."""

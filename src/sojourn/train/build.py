@@ -104,11 +104,10 @@ def _kept(part: Part, parts: Mapping[str, Package], start: Package | None) -> An
     """The codec of `start` for a stage that asks for one of its kind; None where the stage says something else."""
     if start is None or start.card.codec.id != part.id:
         return None
-    config, files = start.codec.config, getattr(start.codec, "files", None)
+    config = start.codec.config
     if any(config.get(name) != value for name, value in part.config.items()):
         return None
-    cls: Any = registry.get("codec", part.id).cls
-    return cls(config, parts, files=files) if files else cls(config, parts)
+    return packages.make("codec", Part(id=part.id, config=config), parts, getattr(start.codec, "files", {}))
 
 
 def _fit(table: registry.Table, part: Part, parts: Mapping[str, Package], data: PackedSet) -> Any:

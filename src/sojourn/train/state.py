@@ -16,8 +16,8 @@ from sojourn import safefile
 
 
 def save(folder: Path, name: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], keep: int) -> Path:
-    """Write snapshot `name` under `folder`, then drop all but it and the `keep` - 1 before it. Names sort by age: where
-    there is a later one, it could not be read, and the training went on without it.
+    """Write snapshot `name` under `folder`, then drop all but it and the `keep` - 1 before it. Names sort by age. A
+    later one, that could not be read when the training went on, stays: the disk may have failed for a while only.
 
     Raises OutOfRoom; the older snapshots are then untouched.
     """
@@ -25,10 +25,8 @@ def save(folder: Path, name: str, tensors: Mapping[str, Tensor], meta: Mapping[s
     with safefile.new_folder(final) as part:
         digest = safefile.write_tensors(part / "tensors.safetensors", tensors)
         (part / "state.json").write_text(json.dumps({"sha256": digest, **meta}), encoding="utf-8")
-    found = snapshots(folder)
-    at = found.index(final)
-    for other in (*found[: max(0, at + 1 - keep)], *found[at + 1 :]):
-        shutil.rmtree(other)
+    for old in [path for path in snapshots(folder) if path.name <= name][:-keep]:
+        shutil.rmtree(old)
     return final
 
 

@@ -86,14 +86,14 @@ export function said(text) {
 /** Hear of all jobs: listen(kind, {job, ...}); again() when the line was cut, after it listens once more. */
 export function events(listen, again = () => {}) {
   let last = 0;
-  let heard = false;
+  let missed = false; // something may have been said while nobody listened
   let source;
   const open = () => {
     source?.close();
     source = new EventSource(`/api/v1/events${last ? `?after=${last}` : ""}`);
     source.onopen = () => {
-      if (heard) again();
-      heard = true;
+      if (missed) again();
+      missed = true;
     };
     for (const kind of KINDS) {
       source.addEventListener(kind, (event) => {
@@ -110,7 +110,11 @@ export function events(listen, again = () => {}) {
     };
   };
   // Only a page that is looked at listens: a browser has six connections for all its pages of one server.
-  const look = () => (document.hidden ? source?.close() : open());
+  const look = () => {
+    missed ||= document.hidden;
+    if (document.hidden) source?.close();
+    else open();
+  };
   look();
   document.addEventListener("visibilitychange", look);
   addEventListener("pagehide", () => source?.close());
