@@ -11,6 +11,7 @@ import sys
 
 import click
 
+from sojourn.cli.help import Context
 from sojourn.cli.say import Commands, error_line, say_error
 from sojourn.errors import InvalidInput, Reason, SojournError, language
 
@@ -47,6 +48,7 @@ class Verbs(Commands):
             return None
         module, _, name = VERBS[cmd_name][0].partition(":")
         command: click.Command = getattr(importlib.import_module(f"sojourn.cli.{module}"), name)
+        command.context_class = Context
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -54,13 +56,19 @@ class Verbs(Commands):
             formatter.write_dl([(name, text) for name, (_, text) in VERBS.items()])
 
 
+def _speak(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value:
+        os.environ["SOJOURN_LANG"] = value
+
+
 @click.command(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="sojourn", message="%(version)s")
-@click.option("--lang", type=click.Choice(["en", "zh"]), help="Language of messages. Default: $SOJOURN_LANG, $LANG.")
-def cli(lang: str | None) -> None:
+@click.option(
+    "--lang", type=click.Choice(["en", "zh"]), callback=_speak, is_eager=True, expose_value=False,
+    help="Language of messages. Default: $SOJOURN_LANG, $LANG.",
+)  # fmt: skip
+def cli() -> None:
     """Sojourn: train image and text models on your own data, and draw from them."""
-    if lang:
-        os.environ["SOJOURN_LANG"] = lang
 
 
 def main() -> None:

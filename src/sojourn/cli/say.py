@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sojourn.cli.help import Context
 from sojourn.errors import InvalidInput, PromptError, SojournError, translate
 
 if TYPE_CHECKING:
@@ -25,7 +26,19 @@ HALF = "\u2580"
 
 
 class Commands(click.Group):
-    """A group of commands that says in the user's language which one there is not."""
+    """A group of commands whose help, and word of one that there is not, are in the user's language."""
+
+    context_class = Context
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        command = super().get_command(ctx, cmd_name)
+        if command is not None:
+            command.context_class = Context
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.help or "") for name, command in sorted(self.commands.items())])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
