@@ -76,10 +76,8 @@ class Album:
             yield Progress(done=rows[-1] + 1, total=len(self), unit="pictures", text=str(self.source))
         self.places = np.concatenate(parts)
         self.folder.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part.npy")
-        with safefile.writing(part):
-            np.save(part, self.places)
-            part.replace(path)
+        with safefile.new_file(path) as file:
+            np.save(file, self.places)
 
     def by_words(self, text: str, style: str | None, most: int) -> list[Found]:
         """The pictures nearest to what is said."""

@@ -44,11 +44,21 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def write_stream(path: Path, source: BinaryIO) -> None:
     """The same with what is left of `source`, which need not fit into memory."""
+    with new_file(path) as file:
+        shutil.copyfileobj(source, file, 1 << 20)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A file open for writing that takes the place of `path` when the block ends without an error.
+
+    Raises OutOfRoom, InvalidInput.
+    """
     part = _beside(path)
     with writing(path):
         try:
             with part.open("wb") as file:
-                shutil.copyfileobj(source, file, 1 << 20)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, path)

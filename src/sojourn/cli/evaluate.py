@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from sojourn.cli.draw import given_options, writable
 from sojourn.cli.say import console, follow, say, warn
@@ -81,9 +82,17 @@ def evaluate(
                 yield event
 
     folders = [Path(target) for target in targets]
+    context = click.get_current_context()
+    sources = {p.opts[-1]: context.get_parameter_source(p.name or "") for p in context.command.params}
+    asked = {option for option, source in sources.items() if source is ParameterSource.COMMANDLINE} | options.keys()
+    asked -= {"targets", "--data", "--option", "--out", "--json"}
     if name is None:
         if len(folders) != 2 or not all(path.is_dir() and not (path / "card.json").is_file() for path in folders):
             raise InvalidInput("name the set that packages are measured against (--data SET), or give two folders")
+        if asked := asked - {"--features"}:
+            raise InvalidInput(
+                "two folders are compared as they are: leave out {names}", names=", ".join(sorted(asked))
+            )
         with _ready(out):
             follow(kept(compare(folders, load_features(features))), as_json=False)
         title = f"{folders[0].name} / {folders[1].name}"
@@ -95,14 +104,14 @@ def evaluate(
 
         data = PackedSet(find_set(name))
         if data.info.kind == "text":
-            if options:
-                names = ", ".join(options)
+            if asked := asked - {"-n", "--seed"}:
                 raise InvalidInput(
-                    '"{set}" is a set of texts, which are not drawn: leave out {names}', set=name, names=names
-                )
+                    '"{set}" is a set of texts, which are not drawn: leave out {names}',
+                    set=name, names=", ".join(sorted(asked)),
+                )  # fmt: skip
             models = [load(target) for target in targets]
             with _ready(out):
-                follow(kept(evaluate_texts(models, data, count)), as_json=False)
+                follow(kept(evaluate_texts(models, data, count, seed)), as_json=False)
             _tell(found, out, f"{', '.join(targets)} / {name}", as_json)
             return
         bench = Bench(data, load_features(features), None, count, seed)

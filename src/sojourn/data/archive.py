@@ -13,6 +13,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -171,12 +172,9 @@ def _shown(info: zipfile.ZipInfo) -> str:
     """The member's name; bytes without the UTF-8 flag are tried as UTF-8, then as GB18030 (zips made in China)."""
     name = info.filename
     if not info.flag_bits & 0x800:
-        raw = name.encode("cp437", "replace")
         for encoding in ("utf-8", "gb18030"):
-            try:
-                return _tidy(raw.decode(encoding))
-            except UnicodeDecodeError:
-                continue
+            with suppress(UnicodeError):  # from Python 3.12 on a Unicode path field is read already: no cp437 then
+                return _tidy(name.encode("cp437").decode(encoding))
     return _tidy(name)
 
 

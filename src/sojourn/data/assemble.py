@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -68,14 +69,14 @@ class Row:
 
 
 class Spool:
-    """A file beside the set that holds cleaned data until it is known which of it stays. Gone on exit."""
+    """A file without a name, on the set's disk, that holds cleaned data until it is known which of it stays."""
 
     def __init__(self, to: Path) -> None:
-        self.path = to.with_name(to.name + ".spool")
+        self._folder = to.parent
         self._end = 0
 
     def __enter__(self) -> Self:
-        self._file = self.path.open("w+b")
+        self._file = tempfile.TemporaryFile(dir=self._folder)
         return self
 
     def __exit__(
@@ -86,8 +87,6 @@ class Spool:
         except OSError:
             if kind is None:
                 raise
-        finally:
-            self.path.unlink(missing_ok=True)
 
     def add(self, data: bytes) -> int:
         """Append; returns where it starts."""
@@ -217,28 +216,24 @@ def write(
     report.samples_from([Sample(id=row.id, captions=row.captions[:8], label=row.label or "") for row in rows])
     pace = Pace(len(rows), "packing", "rows")
     needed = sum(row.length for row in rows) + 512 * len(rows)
-    writer = SetWriter(to, info)
-    try:
-        with room(to, needed), writer:
-            for i, row in enumerate(rows):
-                writer.add(
-                    Item(
-                        id=row.id,
-                        data=data(row),
-                        captions=row.captions,
-                        labels=[labels[i]] if columns else [],
-                        style=_text(row.table, "style"),
-                        group=names[i],
-                        split=splits[i],
-                        source=which[i],
-                        extra={"size": list(row.size)} if row.shape else {},
-                    )
+    with room(to, needed), SetWriter(to, info) as writer:
+        for i, row in enumerate(rows):
+            writer.add(
+                Item(
+                    id=row.id,
+                    data=data(row),
+                    captions=row.captions,
+                    labels=[labels[i]] if columns else [],
+                    style=_text(row.table, "style"),
+                    group=names[i],
+                    split=splits[i],
+                    source=which[i],
+                    extra={"size": list(row.size)} if row.shape else {},
                 )
-                yield from pace.at(i + 1)
-            extra(writer)
-            report.write(writer.part)
-    finally:
-        shutil.rmtree(writer.part, ignore_errors=True)
+            )
+            yield from pace.at(i + 1)
+        extra(writer)
+        report.write(writer.part)
 
 
 def _join_named(rows: list[Row], groups: twins.Groups) -> None:

@@ -14,12 +14,9 @@ Knows nothing about nets, conditioners or where the files came from.
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import shutil
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -36,8 +33,6 @@ from sojourn.errors import DataError, NotFound
 from sojourn.schema import Prompt, Source, Strict
 
 SPLITS = ("train", "valid", "test")
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What a full disk says."""
 
 
 class LabelColumn(Strict):
@@ -91,13 +86,13 @@ class SetWriter:
     def __init__(self, folder: Path, info: SetInfo) -> None:
         self.folder = Path(folder)
         self.info = info.model_copy(deep=True)
-        self.part = self.folder.with_name(self.folder.name + ".part")
 
     def __enter__(self) -> Self:
-        shutil.rmtree(self.part, ignore_errors=True)
-        self.part.mkdir(parents=True)
-        self._data = (self.part / "data.bin").open("wb")
-        self._rows = (self.part / "rows.jsonl").open("w", encoding="utf-8")
+        with ExitStack() as stack:
+            self.part = stack.enter_context(safefile.new_folder(self.folder))
+            self._data = stack.enter_context((self.part / "data.bin").open("wb"))
+            self._rows = stack.enter_context((self.part / "rows.jsonl").open("w", encoding="utf-8"))
+            self._open = stack.pop_all()
         self._labels: list[list[int]] = []
         self._splits: list[int] = []
         self._weights: list[float] = []
@@ -137,22 +132,15 @@ class SetWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            with safefile.writing(self.part):
-                if isinstance(error, OSError) and error.errno in FULL:
-                    raise error
-                if kind is None:
-                    self._data.close()
-                    self._rows.close()
-                    self._finish()
-        finally:
-            for file in (self._data, self._rows):
-                with suppress(OSError):
-                    file.close()
-            shutil.rmtree(self.part, ignore_errors=True)  # gone already when all went well
+        with self._open:
+            if error is not None:
+                raise error
+            self._data.close()
+            self._rows.close()
+            self._finish()
 
     def _finish(self) -> None:
-        """Write what belongs beside the rows, and move the whole to its place."""
+        """Write what belongs beside the rows."""
         count = len(self._splits)
         np.save(self.part / "labels.npy", np.array(self._labels, np.int32).reshape(count, len(self.info.labels)))
         np.save(self.part / "split.npy", np.array(self._splits, np.uint8))
@@ -164,14 +152,6 @@ class SetWriter:
             self.info.target_dim = int(self._targets[0].shape[0])
         self.info.count = count
         (self.part / "set.json").write_text(self.info.model_dump_json(indent=1), encoding="utf-8")
-        if self.folder.exists():
-            old = self.folder.with_name(self.folder.name + ".old")
-            shutil.rmtree(old, ignore_errors=True)
-            self.folder.rename(old)
-            os.replace(self.part, self.folder)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(self.part, self.folder)
 
 
 class PackedSet:
@@ -184,6 +164,16 @@ class PackedSet:
                 'no data set at "{path}" (set.json is missing); make one with "sojourn prepare" or "sojourn starter"',
                 path=self.folder,
             )
+        try:
+            self._load()
+        except (ValueError, EOFError, OSError) as error:
+            raise DataError(
+                'data set "{path}" is damaged ({why}); build it again',
+                path=self.folder, why=str(error).partition("\n")[0],
+            ) from None  # fmt: skip
+        self._orders: dict[tuple[int, int, str], np.ndarray] = {}
+
+    def _load(self) -> None:
         self.info = SetInfo.model_validate_json((self.folder / "set.json").read_text(encoding="utf-8"))
         path = self.folder / "data.bin"
         size = path.stat().st_size
@@ -199,13 +189,17 @@ class PackedSet:
         else:
             self.data = np.memmap(path, np.uint8, "r", shape=(size,)) if size else np.zeros(0, np.uint8)
             self.offsets = np.load(self.folder / "offsets.npy")
+            if len(self.offsets) != self.info.count + 1 or self.offsets[-1] != size:
+                raise DataError(
+                    'data set "{path}" is cut short: data.bin has {found} bytes, {wanted} expected; build it again',
+                    path=self.folder, found=size, wanted=int(self.offsets[-1]) if len(self.offsets) else 0,
+                )  # fmt: skip
         self.labels = np.load(self.folder / "labels.npy")
         self.split = np.load(self.folder / "split.npy")
         self.weight = np.load(self.folder / "weight.npy")
         self._check_labels()
         target = self.folder / "target.npy"
         self.target = np.load(target, mmap_mode="r") if target.is_file() else None
-        self._orders: dict[tuple[int, int, str], np.ndarray] = {}
 
     def _check_labels(self) -> None:
         """Raise DataError for a label that no column has a name for."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from sojourn import safefile
 from sojourn.data import documents, pictures
 from sojourn.data.assemble import busy, room
 from sojourn.data.report import Report
@@ -33,12 +34,12 @@ def prepare(
     """
     source, to = Path(source), Path(to).absolute()
     config = _resolve(config, settings)
-    _check_place(source, to)
+    with safefile.writing(to):
+        _check_place(source, to)
     title = shown(source.stem if source.is_file() else source.resolve().name)
     chosen = config.model_dump(mode="json", exclude={"workers"})
     report = Report(name=config.name or to.name, source=config.source_name or title, settings=chosen)
-    skip = (to, to.with_name(to.name + ".part"), to.with_name(to.name + ".old"))
-    found, archive = yield from busy(lambda: scan(source, skip, config.caps), "looking")
+    found, archive = yield from busy(lambda: scan(source, (to,), config.caps), "looking")
     try:
         report.kind, report.found, report.other = found.kind, len(found.items) + len(found.dropped), found.other
         for name, reason, detail in sorted(found.dropped):
@@ -53,8 +54,9 @@ def prepare(
         to.parent.mkdir(parents=True, exist_ok=True)
         with room(to, 0):
             yield from (pictures if found.kind == "image" else documents).build(found, to, config, report)
-    except PermissionError as error:
-        raise DataError('cannot write to "{path}": {reason}', path=error.filename, reason=error.strerror) from None
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise DataError('cannot write to "{path}": {reason}', path=error.filename or to, reason=why) from None
     finally:
         if archive is not None:
             archive.close()

@@ -37,8 +37,11 @@ _CAMERA = frozenset((
 ))
 # fmt: on
 _TABLES = ("metadata.jsonl", "metadata.csv")
+_WRITINGS = (".txt", ".jsonl", ".csv")
+_OUTNUMBERED = 3
+"""Texts a picture beyond which a folder is one of texts."""
 _MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"RIFF", b"II*\x00", b"MM\x00*")
-_SPLITS: dict[str, Literal["train", "valid", "test"]] = {
+_SPLIT_FOLDERS: dict[str, Literal["train", "valid", "test"]] = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("valid", "validation", "val", "dev"), "valid"),
     **dict.fromkeys(("test", "testing"), "test"),
@@ -131,7 +134,7 @@ def scan(source: Path, skip: Sequence[Path] = (), caps: Caps | None = None) -> t
             return _pictures(
                 list(_folder(source.parent, skip, elsewhere)), [(source.name, rows)], set(), out, True
             ), None
-    if suffix in (".txt", ".jsonl", ".csv"):
+    if suffix in _WRITINGS:
         return _sort([Entry(source.name, source.stat().st_size, str(source))], out), None
     raise DataError('"{path}" is no folder, zip or table; give the folder that holds your files', path=source)
 
@@ -180,19 +183,29 @@ def _folder(root: Path, skip: Sequence[Path], out: Scan) -> Iterator[Entry]:
 
 
 def _sort(found: Iterator[Entry] | list[Entry], out: Scan) -> Scan:
-    """Pictures with their tables when there are any, else texts."""
+    """Pictures with their tables, or texts: what there is more of, where texts are no captions of pictures."""
     entries = [e for e in found if not _hidden(e.name)]
     pictures = {e.name for e in entries if _looks_like_picture(e)}
-    if pictures:
-        tables = [e for e in entries if e.name.rsplit("/", 1)[-1].lower() in _TABLES]
+    tables = [e for e in entries if e.name.rsplit("/", 1)[-1].lower() in _TABLES]
+    names = {e.name for e in entries}
+    writings = {e.name for e in entries if _suffix(e.name) in _WRITINGS and not _captions_of(e.name, names)}
+    if pictures and len(writings - {t.name for t in tables}) <= _OUTNUMBERED * len(pictures):
         return _pictures(entries, [(t.name, _table(t, out)) for t in tables], pictures, out)
     out.kind = "text"
     for entry in sorted(entries, key=lambda e: e.name):
-        if _suffix(entry.name) in (".txt", ".jsonl", ".csv"):
+        if _suffix(entry.name) in _WRITINGS:
             out.items.append(Found(entry))
+        elif entry.name in pictures:
+            out.dropped.append((entry.name, "a picture among texts", "keep them in folders of their own"))
         else:
             _leave(entry, out)
+    _splits(out.items)
     return out
+
+
+def _captions_of(name: str, names: set[str]) -> bool:
+    """Whether a text file stands beside a picture of its name."""
+    return _suffix(name) == ".txt" and any(f"{name[:-4]}{end}" in names for end in PICTURES)
 
 
 def _pictures(
@@ -210,9 +223,10 @@ def _pictures(
     sidecars = {e.name[:-4]: e for e in entries if _suffix(e.name) == ".txt"}
     for entry in sorted(entries, key=lambda e: e.name):
         if not (entry.name in rows or entry.name in pictures):
-            stem = entry.name.rsplit(".", 1)[0]
-            if not listed and not (_suffix(entry.name) == ".txt" and any(f"{stem}{end}" in names for end in PICTURES)):
+            if not listed and not _captions_of(entry.name, names):
                 _leave(entry, out)
+                if _suffix(entry.name) == ".txt":
+                    out.notes.append((entry.name, "a text beside pictures, of no picture's name: left alone"))
             continue
         item = Found(entry, rows.get(entry.name, {}))
         sidecar = sidecars.get(entry.name.rsplit(".", 1)[0])
@@ -262,13 +276,17 @@ def _table(table: Entry, out: Scan) -> list[dict[str, Any]]:
 def rows_of(name: str, text: str, drop: Callable[[str, str, str], None]) -> Iterator[dict[str, Any]]:
     """Rows of a .jsonl or .csv; `drop` takes (name, reason, detail) of those that cannot be read."""
     if name.lower().endswith(".csv"):
+        csv.field_size_limit(_TABLE_BYTES)
         reader = csv.DictReader(io.StringIO(text))
-        try:
-            for row in reader:
-                yield {key: value for key, value in row.items() if key and value}
-        except csv.Error as error:
-            drop(name, "table row not readable", f"line {reader.line_num}: {error}")
-        return
+        while True:
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                drop(f"{name}:{reader.line_num}", "table row not readable", str(error))
+                continue
+            yield {key: value for key, value in row.items() if key and value}
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -309,17 +327,23 @@ def _place(
 
 def _classes(items: list[Found]) -> None:
     """Set split and class folder of every item from its path."""
+    parts = _splits(items)
+    if len({p[-2] for p in parts if len(p) > 1}) > 1:
+        for item, p in zip(items, parts, strict=True):
+            item.folder = p[-2] if len(p) > 1 else None
+
+
+def _splits(items: list[Found]) -> list[list[str]]:
+    """Set the split of every item that lies in a folder of one; returns what is left of their paths."""
     parts = [item.entry.name.split("/") for item in items]
     while parts and all(len(p) > 1 and p[0] == parts[0][0] for p in parts):
         parts = [p[1:] for p in parts]
     tops = {p[0].lower() for p in parts if len(p) > 1}
-    if len(tops) > 1 and tops <= set(_SPLITS) and all(len(p) > 1 for p in parts):
-        for item, p in zip(items, parts, strict=True):
-            item.split = _SPLITS[p[0].lower()]
-        parts = [p[1:] for p in parts]
-    if len({p[-2] for p in parts if len(p) > 1}) > 1:
-        for item, p in zip(items, parts, strict=True):
-            item.folder = p[-2] if len(p) > 1 else None
+    if len(tops) > 1 and tops <= set(_SPLIT_FOLDERS):
+        for i, p in enumerate(parts):
+            if len(p) > 1:
+                items[i].split, parts[i] = _SPLIT_FOLDERS[p[0].lower()], p[1:]
+    return parts
 
 
 def captions(values: Sequence[Any]) -> list[str]:
@@ -345,7 +369,9 @@ def caption_of_name(name: str) -> str:
 
 def shown(name: str) -> str:
     """`name` fit for a report: no lone surrogates, no control characters."""
-    clean = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace") if not name.isascii() else name
+    if not name.isascii():  # half a pair, as of an emoji that was cut in two, stands for no byte
+        name = re.sub("[\ud800-\udc7f\udd00-\udfff]", "\ufffd", name)
+    clean = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return "".join(" " if unicodedata.category(c) == "Cc" else c for c in clean) if not clean.isprintable() else clean
 
 

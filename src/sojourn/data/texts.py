@@ -28,6 +28,8 @@ _BOMS = (
 _PARAGRAPHS = re.compile(r"\n[ \t]*\n\s*")
 _WORDLESS = re.compile(r"[\W_]+")
 _PIECE = 1 << 20
+_TELLING = 20
+"""Characters from which on it is no chance that all are of some rows."""
 
 
 def decode(data: bytes) -> tuple[str, str]:
@@ -42,10 +44,15 @@ def decode(data: bytes) -> tuple[str, str]:
         return _strict(data, "utf-8"), "utf-8"
     except Refused:
         text = _strict(data, "gb18030")
-    # Western bytes often decode as GB18030 too, but then to rare characters: Chinese is mostly in GB2312.
+    # Western bytes often decode as GB18030 too, but then to rare characters: Chinese is mostly in GB2312. Korean does
+    # so to the rows before C9, where three fifths of Chinese are and all of hangul; kana are where Japanese has them.
     foreign = [c for c in text if c > "\x7f"]
-    common = sum(1 for c in foreign if c.encode("gb2312", "ignore"))
-    if common * 2 < len(foreign):
+    common = [code for c in foreign if (code := c.encode("gb2312", "ignore"))]
+    characters = [code for code in common if code[0] >= 0xB0]
+    late = sum(code[0] >= 0xC9 for code in characters)
+    kana = sum(code[0] in (0xA4, 0xA5) for code in common)
+    korean = len(characters) >= _TELLING and late * 50 < len(characters)
+    if len(common) * 2 < len(foreign) or korean or kana * 4 > len(foreign):
         raise Refused("encoding not known", "neither UTF-8 nor GB18030; save it as UTF-8")
     return text, "gb18030"
 

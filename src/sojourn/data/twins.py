@@ -18,7 +18,7 @@ from sojourn.data.clean import to_channels
 Split = Literal["train", "valid", "test"]
 
 _MOST_PAIRS = 2_000_000
-_MOST_COMPARED = 64
+_MOST_COMPARED = 256
 _ALIKE = 40.0
 """Mean difference of 16x16 thumbnails, of 255, up to which equal-looking hashes make two rows one group."""
 _SAME = 2.0
@@ -104,7 +104,9 @@ def look_alikes(
         if crowd[key] == 1 and not near[key]:
             continue
         thumbs[row] = _premultiplied(picture(row), 16)
-        others = [k for h in (key, *near[key]) for k in kept.get(h, ())][:_MOST_COMPARED]
+        others = [k for h in (key, *near[key]) for k in kept.get(h, ())]
+        whole = whole and len(others) <= _MOST_COMPARED
+        others = others[:_MOST_COMPARED]
         if others:
             gaps = _gaps(np.stack([thumbs[k] for k in others]), thumbs[row]).mean(axis=(2, 3)).max(axis=0)
             for i in np.argsort(gaps, kind="stable"):
@@ -145,8 +147,9 @@ def split(group: Sequence[str], given: Sequence[Split | None], valid: float, tes
     """The split of every row, the same for a whole group; and how many rows' given split gave way to that.
 
     A group goes where the hash of its name falls, so that a set that grows keeps its splits. A given split wins over
-    the hash; where a group was given several, test wins over valid over train. With three groups or more no wanted
-    split stays empty, and train never does.
+    the hash; where a group was given several, test wins over valid over train. Where none was given "valid", it is
+    taken by the hash from what was given "train". With three groups or more no wanted split stays empty where none was
+    given, and train never does.
     """
     rank: dict[Split, int] = {"train": 0, "valid": 1, "test": 2}
     wanted: dict[str, Split] = {}
@@ -159,6 +162,10 @@ def split(group: Sequence[str], given: Sequence[Split | None], valid: float, tes
     parts: dict[str, Split] = {}
     for name, at in place.items():
         parts[name] = wanted.get(name) or ("valid" if at < valid else "test" if at < valid + test else "train")
+    lent = set()
+    if "valid" not in wanted.values():
+        lent = {name for name, fixed in wanted.items() if fixed == "train" and place[name] < valid}
+        parts |= dict.fromkeys(lent, "valid")
     free = sorted((name for name in place if name not in wanted), key=lambda name: place[name])
     if len(free) >= 3 and not wanted:
         for part, share in (("valid", valid), ("test", test)):
@@ -167,4 +174,7 @@ def split(group: Sequence[str], given: Sequence[Split | None], valid: float, tes
     if "train" not in parts.values() and not wanted and free:
         parts[free[-1]] = "train"
     out = [parts[name] for name in group]
-    return out, sum(fixed is not None and fixed != part for fixed, part in zip(given, out, strict=True))
+    moved = [
+        fixed not in (None, part) and name not in lent for name, fixed, part in zip(group, given, out, strict=True)
+    ]
+    return out, sum(moved)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def compare(folders: Sequence[Path], features: Features) -> Iterator[Event | Fin
 
     Raises InvalidInput for folders that cannot be compared, DataError for features that make no vectors of them.
     """
-    sides = [_folder(path) for path in folders]
+    sides = [(yield from _folder(folders[0])), (yield from _folder(folders[1]))]
     if sides[0].shape[1:] != sides[1].shape[1:]:
         raise InvalidInput(
             "the pictures differ in size, {one} and {two}; make them alike first",
@@ -55,26 +55,42 @@ def compare(folders: Sequence[Path], features: Features) -> Iterator[Event | Fin
     else:
         yield too_few(f"precision-{features.name}", least, "precision")
     first, second = (folder.name for folder in folders)
-    found.sheets.append(Sheet(f"{first} above, {second} below", [shown(side) for side in sides], []))
+    found.sheets.append(
+        Sheet(
+            f"{first} above, {second} below",
+            [shown(_rows(side, np.arange(min(SHOWN, len(side))))) for side in sides],
+            [],
+        )
+    )
     apart, at = scores.nearest(a[:SHOWN], b)
     labels = [f"{distance:.3g}" for distance in apart]
     title = f"{first} above, the nearest of {second} below, and how far it is"
-    found.sheets.append(Sheet(title, [shown(sides[0]), shown(_rows(sides[1], at))], labels))
+    found.sheets.append(
+        Sheet(title, [shown(_rows(sides[0], np.arange(len(apart)))), shown(_rows(sides[1], at))], labels)
+    )
     yield found
 
 
 def _rows(pictures: Tensor, rows: np.ndarray) -> Tensor:
-    return pictures[torch.from_numpy(rows)]
+    return pictures[torch.from_numpy(rows)].float().div_(127.5).sub_(1)
 
 
-def _folder(path: Path) -> Tensor:
+def _folder(path: Path) -> Generator[Event, None, Tensor]:
+    """Its pictures, uint8 (n, 3, h, w)."""
     from sojourn.data.clean import load_picture
 
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
+    kinds = (".png", ".jpg", ".jpeg", ".webp")
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in kinds and not p.name.startswith("."))
     if not files:
         raise InvalidInput('no pictures in "{path}"; give a folder of PNG, JPEG or WebP files', path=path)
-    found = [tensor(load_picture(file)) for file in files]
-    odd = next((file for file, x in zip(files, found, strict=True) if x.shape != found[0].shape), None)
-    if odd is not None:
-        raise InvalidInput('"{path}" is of another size than the others; make them alike first', path=odd)
-    return torch.stack(found)
+    out = torch.empty(0, dtype=torch.uint8)
+    for i, file in enumerate(files):
+        picture = tensor(load_picture(file)).add_(1).mul_(127.5).round_().byte()
+        if i == 0:
+            out = torch.empty(len(files), *picture.shape, dtype=torch.uint8)
+        if picture.shape != out.shape[1:]:
+            raise InvalidInput('"{path}" is of another size than the others; make them alike first', path=file)
+        out[i] = picture
+        if i % 64 == 0:
+            yield Progress(done=i, total=len(files), unit="pictures", text=str(path))
+    return out

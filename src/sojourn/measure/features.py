@@ -87,8 +87,8 @@ def enlarged(pictures: Tensor, side: int) -> Tensor:
     if pictures.shape[1] == 1:
         pictures = pictures.expand(-1, 3, -1, -1)
     pictures = pictures[:, :3] * (127.5 / 128) + 0.5 / 128
-    if pictures.shape[-1] != side:
-        smaller = side < pictures.shape[-1]
+    if tuple(pictures.shape[-2:]) != (side, side):
+        smaller = side < max(pictures.shape[-2:])
         pictures = F.interpolate(pictures, (side, side), mode="bicubic", align_corners=False, antialias=smaller)
     return pictures.contiguous(memory_format=torch.channels_last)
 
@@ -200,8 +200,6 @@ def remembered(
         return kept.astype(np.float64)
     found = embed(features, batches, rows)
     folder.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part.npy")
-    with safefile.writing(part):
-        np.save(part, found.astype(np.float32))
-        part.replace(path)
+    with safefile.new_file(path) as file:
+        np.save(file, found.astype(np.float32))
     return found.astype(np.float32).astype(np.float64)

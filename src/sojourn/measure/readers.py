@@ -71,8 +71,11 @@ def _words(model: Model, group: Group, bench: Bench, found: Findings) -> Iterato
         said.append(model.family.embed_words(model.package.conditioner([prompts[i] for i in part]), len(part)))
     cosines = (torch.cat(places) @ torch.cat(said).T).numpy()
     for name, table in (("words-of-picture", cosines), ("picture-of-words", cosines.T)):
-        right = _among(table, [families, [f"{p.text}/{p.style}" for p in prompts]], bench.seed)
-        found.add(f"{group.name}/R@1-{name}", float(right.mean()), scores.interval(right, families), f"of {RIVALS + 1}")
+        right, rivals = _among(table, [families, [f"{p.text}/{p.style}" for p in prompts]], bench.seed)
+        if rivals == 0:
+            yield too_few(f"{group.name}/R@1-{name}", 1, "r1", "texts")
+            continue
+        found.add(f"{group.name}/R@1-{name}", float(right.mean()), scores.interval(right, families), f"of {rivals + 1}")
         if chinese.any() and not chinese.all():
             for language, rows in (("en", ~chinese), ("zh", chinese)):
                 if rows.sum() < LEAST["r1"]:
@@ -82,16 +85,20 @@ def _words(model: Model, group: Group, bench: Bench, found: Findings) -> Iterato
                 found.add(f"{group.name}/R@1-{name}-{language}", float(right[rows].mean()), span)
 
 
-def _among(table: np.ndarray, kin: Sequence[Sequence[str]], seed: int) -> np.ndarray:
-    """Whether each row's own column beats RIVALS others, drawn by the seed, that differ in each of `kin`: (b,) bool."""
+def _among(table: np.ndarray, kin: Sequence[Sequence[str]], seed: int) -> tuple[np.ndarray, int]:
+    """Whether each row's own column beats RIVALS others, drawn by the seed, that differ in each of `kin`: (b,) bool.
+
+    And how many others there were for each at least.
+    """
     rng = np.random.default_rng([seed, 4])
     names = np.array(kin)  # (kin, b)
-    right = []
+    right, least = [], RIVALS
     for row in range(len(table)):
         order = rng.permutation(len(table))
         rivals = order[(names[:, order] != names[:, [row]]).all(axis=0)][:RIVALS]
         right.append(bool(len(rivals) == 0 or table[row, row] > table[row, rivals].max()))
-    return np.array(right)
+        least = min(least, len(rivals))
+    return np.array(right), least
 
 
 def rebuilds(model: Model) -> bool:

@@ -43,7 +43,7 @@ def kid(a: Array, b: Array, paired: bool = False) -> float:
 
 def _kernel(a: Array, b: Array) -> float:
     """Sum of the kernel over all pairs, in parts that fit memory."""
-    return float(sum(((part @ b.T / a.shape[1] + 1) ** 3).sum() for part in _parts(a)))
+    return float(sum(((part @ b.T / a.shape[1] + 1) ** 3).sum() for part in _parts(a, b)))
 
 
 def _diagonal(a: Array, b: Array) -> float:
@@ -51,7 +51,9 @@ def _diagonal(a: Array, b: Array) -> float:
     return float((((a * b).sum(axis=1) / a.shape[1] + 1) ** 3).sum())
 
 
-def _parts(a: Array, rows: int = 2048) -> list[Array]:
+def _parts(a: Array, b: Array) -> list[Array]:
+    """Rows of a (n, d), in parts whose table with all rows of b (m, d) stays below 256 MB."""
+    rows = max(1, min(2048, 2**25 // max(1, len(b))))
     return [a[first : first + rows] for first in range(0, len(a), rows)]
 
 
@@ -62,8 +64,10 @@ def precision_recall(real: Array, fake: Array, k: int = 3) -> tuple[float, float
 
     def inside(points: Array, centres: Array) -> float:
         # column 0 is the row itself
-        reach = np.concatenate([np.partition(distances(part, centres), k, axis=1)[:, k] for part in _parts(centres)])
-        within = [(distances(part, centres) <= reach[None]).any(axis=1) for part in _parts(points)]
+        reach = np.concatenate(
+            [np.partition(distances(part, centres), k, axis=1)[:, k] for part in _parts(centres, centres)]
+        )
+        within = [(distances(part, centres) <= reach[None]).any(axis=1) for part in _parts(points, centres)]
         return float(np.concatenate(within).mean())
 
     return inside(fake, real), inside(real, fake)
@@ -94,7 +98,7 @@ def copy_bar(held_out: Array, train: Array) -> float:
 def nearest(a: Array, b: Array) -> tuple[Array, Array]:
     """Distance of each row of a (n, d) to the nearest row of b (m, d), and that row's number: (n,), (n,)."""
     near, at = [], []
-    for part in _parts(a):
+    for part in _parts(a, b):
         found = distances(part, b)
         at.append(found.argmin(axis=1))
         near.append(found.min(axis=1))

@@ -19,8 +19,11 @@ FEW = 20
 """Documents below which a mean says little."""
 
 
-def evaluate_texts(models: Sequence[Model], data: PackedSet, count: int = 512) -> Iterator[Event | Findings]:
-    """Perplexity of each package on `count` held-out documents, the same for all. Ends with Findings for each.
+def evaluate_texts(
+    models: Sequence[Model], data: PackedSet, count: int = 512, seed: int = 0
+) -> Iterator[Event | Findings]:
+    """Perplexity of each package on `count` held-out documents, drawn by the seed, the same for all. Ends with Findings
+    for each.
 
     Raises InvalidInput for a set without held-out texts, Unsupported for a package that writes none, before it begins.
     """
@@ -31,7 +34,7 @@ def evaluate_texts(models: Sequence[Model], data: PackedSet, count: int = 512) -
     rows = next((rows for split in ("test", "valid") if len(rows := data.indices(split))), None)
     if rows is None:
         raise InvalidInput('"{name}" has no held-out texts; prepare it with more documents', name=data.info.name)
-    rows = rows[:count]
+    rows = np.sort(np.random.default_rng(seed).permutation(rows)[:count])
     if len(rows) < FEW:
         yield Log.warn("{count} held-out texts are few: the intervals say how little is known", count=len(rows))
     texts = [data.text(int(row)) for row in rows]
