@@ -43,9 +43,6 @@ class DiffusionConfig(BaseConfig):
     """Attention heads; must divide the width."""
     mlp_ratio: float = Field(4.0, gt=0, le=16)
     """dit: size of the feed-forward, in widths of an ungated one."""
-    mapping: int = Field(0, ge=0, le=16)
-    """dit: feed-forwards on the sum of time and condition, before the blocks: memory for what words look like, at next
-    to no time. 0 = none."""
     levels: tuple[Annotated[int, Field(ge=1, le=64)], ...] = Field((1, 2, 2), min_length=1, max_length=6)
     """unet: channels at each resolution, in widths; each is half the size of the one before."""
     attend: int = Field(8, ge=0, le=128)
@@ -145,7 +142,7 @@ class Diffusion(Family):
         c = config
         self.net: DiT | UNet
         if c.net == "dit":
-            self.net = DiT(spec, c.patch, c.width, c.depth, c.heads, c.mlp_ratio, c.mapping)
+            self.net = DiT(spec, c.patch, c.width, c.depth, c.heads, c.mlp_ratio)
         else:
             self.net = UNet(spec, c.width, c.levels, c.depth, c.heads, c.attend)
 

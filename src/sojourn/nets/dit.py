@@ -17,8 +17,6 @@ from sojourn.types import Cond, DataSpec
 
 GROUPS, GROUP_LEAST = 4, 64
 """Training batches go through the net in so many groups at most, of so many rows at least."""
-MAPPED = 8
-"""Gated width of a mapping's feed-forward, in widths of the net."""
 
 
 class DiTBlock(nn.Module):
@@ -51,20 +49,10 @@ class DiT(nn.Module):
     """(x (b, *spec.shape), level (b,), cond) -> (b, *spec.shape); text tokens join the sequence of patches.
 
     spec.shape is (c, h, w) or (d,); `patch` is the side of a square, or the number of values. Each block has its own
-    modulation: it costs next to no time, being once a sample and not once a token, and holds what words look like. So
-    does the mapping, `mapping` feed-forwards on the sum of time and condition.
+    modulation: it costs next to no time, being once a sample and not once a token, and holds what words look like.
     """
 
-    def __init__(
-        self,
-        spec: DataSpec,
-        patch: int,
-        width: int,
-        depth: int,
-        heads: int,
-        mlp_ratio: float = 4.0,
-        mapping: int = 0,
-    ) -> None:
+    def __init__(self, spec: DataSpec, patch: int, width: int, depth: int, heads: int, mlp_ratio: float = 4.0) -> None:
         super().__init__()
         check_sizes(spec, patch, width, heads)
         self.patch = patch
@@ -78,16 +66,12 @@ class DiT(nn.Module):
         self.text_position = nn.Embedding(spec.text_len, width) if spec.text_dim else None
         # Gated by 2/3, as many values as an MLP of mlp_ratio (Shazeer 2020, sec. 2), in whole vectors of a CPU.
         hidden = max(16, round(width * mlp_ratio * 2 / 3 / 16) * 16)
-        mappings = [SwiGLU(width, MAPPED * width) for _ in range(mapping)]
-        self.mapping = nn.ModuleList(mappings)
         self.blocks = nn.ModuleList(DiTBlock(width, heads, hidden) for _ in range(depth))
         self.modulate_out = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, values)
         for layer in (self.modulate_out, self.out):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
-        for feed_forward in mappings:
-            nn.init.zeros_(feed_forward.down.weight)  # a net that had none goes on as it was
         if self.text_position is not None:
             nn.init.normal_(self.text_position.weight, std=0.02)
 
@@ -122,10 +106,7 @@ class DiT(nn.Module):
                 mask = torch.cat([mask.new_ones(b, n), mask], dim=1)
         # Without the norm the sum drifts to where SiLU is flat, and three quarters of the signal fall silent.
         signal = self.time(level) + vector  # (b, d)
-        signal = F.layer_norm(signal, signal.shape[-1:])
-        for feed_forward in self.mapping:
-            signal = F.layer_norm(signal + feed_forward(signal), signal.shape[-1:])
-        signal = F.silu(signal)
+        signal = F.silu(F.layer_norm(signal, signal.shape[-1:]))
         for block in self.blocks:
             h = block(h, signal, mask)
         shift, scale = self.modulate_out(signal)[:, None].chunk(2, dim=-1)
