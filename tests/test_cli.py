@@ -15,6 +15,7 @@ from PIL import Image
 
 from sojourn.cli.draw import joined, slug
 from sojourn.cli.main import run
+from sojourn.engine import load
 from sojourn.prompt import parse
 
 
@@ -365,3 +366,36 @@ def test_arguments_become_one_prompt() -> None:
     assert parse(joined(("heart --style noto --n 2",))).n == 2
     assert slug("红色的心 / a b") == "红色的心-a-b"
     assert slug("../..") == "picture"
+
+
+def test_write_begins_with_its_prompt_once(packages_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["write", str(packages_folder / "lm"), "春眠", "--seed", "1", "--tokens", "6"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("春眠")
+    assert not said.startswith("春眠春眠")
+    assert said == "".join(load(packages_folder / "lm").write("春眠", seed=1, max_tokens=6)) + "\n"
+
+
+def test_quoted_values_reach_the_parameter_they_are_of() -> None:
+    assert parse(joined(("a cat", "--palette", "red, blue"))).palette == ("red", "blue")
+    assert parse(joined(("红心", "--palette", "红，蓝色"))).palette == ("红", "蓝色")
+    for words in (("a", "cat", "--style", "flat color"), ("a", "cat", "--style=flat color")):
+        assert parse(joined(words)).style == "flat color"
+    assert parse(joined(("a cat", "--no", "a dog, rain"))).no == ("a dog", "rain")
+    assert joined(("a cat --n 2",)) == "a cat --n 2"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["sample", "{flow}", "--style", " ", "--out", "s", "-n", "2"],
+        ["sample", "{flow}", "--style", "x" * 120, "--out", "s", "-n", "2"],
+        ["walk", "{flow}", "7", "--along", "steps=1..nan"],
+        ["walk", "{flow}", "7", "--along", "steps=1..inf"],
+    ],
+)
+def test_odd_values_are_one_line(
+    args: list[str], packages_folder: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fails([arg.format(flow=packages_folder / "flow") for arg in args], capsys, 2)
+    assert not list(here.iterdir())

@@ -337,9 +337,10 @@ def test_tokens_take_the_vocabulary_of_a_codec_and_are_rebuilt_from_files(labell
     assert codec.unpack(again(prompts("cat dog")).tokens) == ["cat dog"]
 
 
-def test_texts_learned_together_say_what_they_say_alone_in_any_order(part):
+@pytest.mark.parametrize("length", [6, 500])  # shorter and longer than what the tower reads
+def test_texts_learned_together_say_what_they_say_alone_in_any_order(part, length):
     texts = ["cat", "a red cat", "红色的猫", "", "dog " * 30, "cat", "x"]
-    alone, first, second = (Memory(part.family, part.codec, length=6, most=4) for _ in range(3))
+    alone, first, second = (Memory(part.family, part.codec, length=length, most=4) for _ in range(3))
     assert list(first.learn(texts, chunk=2))[-1] == 5
     assert list(second.learn(reversed(texts), chunk=2))[-1] == 5
     for text in texts:

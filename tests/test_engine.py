@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sojourn import engine
 from sojourn.errors import InvalidInput, NotFound, PromptError, Unsupported
 from sojourn.picture import Picture, read_recipe
 from sojourn.schema import Prompt
+from sojourn.wishes import conditions
 
 KINDS = ("flow", "dcgan", "vae")
 
@@ -168,3 +170,39 @@ def test_writing_goes_on_from_the_prompt_in_whole_characters(models: dict[str, e
     assert pieces == again
     assert "".join(pieces)
     assert "\ufffd" not in "".join(pieces)
+
+
+def test_one_weight_is_one_whatever_its_size(models: dict[str, engine.Model]) -> None:
+    """Weights are shares; only those that all but cancel are held back."""
+    drawn = {
+        words: pixels(models["flow"].imagine(words, n=1, seed=5)[0]) for words in ("3", "3::0.02", "3::0.05", "3::5")
+    }
+    assert all(np.abs(drawn["3"] - other).max() <= 1 for other in drawn.values())
+    request = models["flow"].request("3::1 7::-0.95", n=1, seed=5)
+    guide = conditions(models["flow"].package, request)[1][0]
+    assert [round(weight, 2) for _, weight in guide.terms] == [5.13, -4.87]
+
+
+def test_a_package_of_classes_leaves_out_one(models: dict[str, engine.Model]) -> None:
+    assert len(models["flow"].imagine("7 --no 1", n=1, seed=0)) == 1
+    with pytest.raises(InvalidInput, match="can leave out one of them; found 1, 2"):
+        models["flow"].imagine("7 --no 1,2", n=1, seed=0)
+
+
+def test_the_last_seed_can_be_replayed(models: dict[str, engine.Model]) -> None:
+    top = 2**53 - 1
+    assert models["flow"].imagine("7", n=2, seed=top - 1)[1].recipe["seed"] == top
+    with pytest.raises(InvalidInput, match="choose a smaller seed"):
+        models["flow"].imagine("7", n=2, seed=top)
+    with pytest.raises(InvalidInput, match="choose a smaller seed"):
+        next(models["flow"].sample([Prompt.plain("7")] * 2, top))
+
+
+def test_a_walk_that_is_looked_at_leaves_gradients_as_they_are(models: dict[str, engine.Model]) -> None:
+    walk = models["flow"].walk(models["flow"].request("7", n=1, seed=0))
+    frame = next(walk)
+    assert torch.is_grad_enabled()
+    assert not frame.state.x.requires_grad
+    words = models["lm"].writes("春", seed=0)
+    next(words)
+    assert torch.is_grad_enabled()

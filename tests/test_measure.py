@@ -286,6 +286,7 @@ def test_two_folders_are_compared(features: EffLite0, tmp_path: Path) -> None:
             if name == "c":
                 array = array // 4
             Image.fromarray(array).save(tmp_path / name / f"{i}.png")
+    (tmp_path / "a" / "._0.png").write_bytes(b"what a Mac leaves beside a file")
     alike, said = measured(compare([tmp_path / "a", tmp_path / "b"], features))
     apart, _ = measured(compare([tmp_path / "a", tmp_path / "c"], features))
     assert [metric.name for metric in alike.metrics] == ["KID-EffLite0"]

@@ -63,6 +63,15 @@ def test_what_it_learnt_surprises_it_less(lm: Model, poems: Path) -> None:
     assert surprise(lm, known)[0] < surprise(lm, turned)[0]
 
 
+def test_the_seed_says_which_documents_are_read(lm: Model, poems: Path) -> None:
+    def bits(seed: int) -> float:
+        events = evaluate_texts([lm], PackedSet(poems), count=3, seed=seed)
+        return next(e for e in events if isinstance(e, Findings)).metrics[-1].value
+
+    assert len({bits(seed) for seed in range(6)}) > 1, "and not those that stand first"
+    assert bits(4) == bits(4)
+
+
 def test_an_interval_holds_the_ratio() -> None:
     rng = np.random.default_rng(0)
     below = rng.integers(5, 50, 400).astype(float)

@@ -513,3 +513,25 @@ def test_a_model_that_reads_no_words_draws_without_them(
     capsys.readouterr()
     assert run(["imagine", "", "--seed", "3"]) == 2
     assert "the prompt is empty" in capsys.readouterr().err
+
+
+def test_a_judge_is_asked_for_what_is_wished_and_not_for_what_is_pushed_away(
+    models: dict[str, engine.Model], judge: Path
+) -> None:
+    plain = models["flow"].imagine(f"3 --judge {judge}", n=1, seed=0)
+    pushed = models["flow"].imagine(f"3::1 7::-0.5 --judge {judge}", n=1, seed=0)
+    assert plain[0].recipe["judge"] == pushed[0].recipe["judge"]
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_source_is_changed_in_few_steps_too(steps: int, models: dict[str, engine.Model]) -> None:
+    source = Image.fromarray((load_digits().images[3] * 15.9).astype(np.uint8))
+    known = np.asarray(source, np.int16)
+
+    def moved(strength: float, words: str) -> np.ndarray:
+        asked = f"{words} --steps {steps}"
+        return np.asarray(models["flow"].imagine(asked, n=1, seed=0, source=source, strength=strength)[0].pil, np.int16)
+
+    assert np.abs(moved(0.0, "7") - known).max() <= 1
+    assert np.abs(moved(0.45, "7") - known).max() > 8
+    assert np.abs(moved(0.45, "7") - moved(0.45, "0")).max() > 2

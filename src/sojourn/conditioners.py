@@ -352,7 +352,7 @@ class Memory:
 
     def _keep(self, text: str, words: int, pooled: Tensor, feats: Tensor) -> None:
         """Remember a text of so many words."""
-        words = min(words, self.length)
+        words = min(words, self.length, len(feats))
         slot = len(self.places)
         self.pooled = _grown(self.pooled, slot + 1)
         self.feats = _grown(self.feats, self.used + words)

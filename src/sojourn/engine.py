@@ -35,6 +35,8 @@ from sojourn.wishes import RULES, Request, conditions, kept
 ROWS_MAX = 64
 """Rows of one walk at most; longer requests are several walks."""
 SEEDS = 2**32
+SEED_MAX = 2**53 - 1
+"""What a recipe can hold."""
 
 
 @dataclass
@@ -137,6 +139,7 @@ class Model:
         self._check_draws()
         seed = secrets.randbelow(SEEDS) if asked.seed is None else asked.seed
         count = asked.n or 4
+        _check_seeds(seed, count)
         rows = []
         for i, style in zip(range(count), self._styles(asked.style, seed, count), strict=True):
             rows.append(asked.model_copy(update={"n": 1, "seed": seed + i, "style": style, "model": None}))
@@ -176,17 +179,17 @@ class Model:
         ask = getattr(self.package.conditioner, "cut", None)
         return ask(request.prompts[0].text) if ask else 0
 
+    @torch.no_grad()
     def walk(self, request: Request) -> Iterator[Frame]:
         """The frames of a request's walk; the last is the result. At most ROWS_MAX rows."""
         rows = len(request.prompts)
         if not 1 <= rows <= ROWS_MAX:
             raise InvalidInput("a walk has 1..{most} rows, found {found}; ask in parts", most=ROWS_MAX, found=rows)
         options = self.options(request)
-        with torch.no_grad():
-            cond, guides = conditions(self.package, request)
-            steps = int(getattr(options, "steps", 1))
-            for i, state in enumerate(self.family.sample(cond, request.noise or Noise(request.seeds), options, guides)):
-                yield Frame(i + 1, max(steps, i + 1), state, self)
+        cond, guides = conditions(self.package, request)
+        steps = int(getattr(options, "steps", 1))
+        for i, state in enumerate(self.family.sample(cond, request.noise or Noise(request.seeds), options, guides)):
+            yield Frame(i + 1, max(steps, i + 1), state, self)
 
     def options(self, request: Request) -> Any:
         """The family's options: its own, then the package's, then the request's."""
@@ -237,6 +240,7 @@ class Model:
         picture is drawn in the same geometry. `start` is a multiple of `batch`.
         """
         self._check_draws()
+        _check_seeds(seed, len(prompts))
         for first in range(start, len(prompts), batch):
             chunk = list(prompts[first : first + batch])
             seeds = [seed + first + i for i in range(len(chunk))]
@@ -258,6 +262,7 @@ class Model:
                 yield written.text[told:]
                 told = len(written.text)
 
+    @torch.no_grad()
     def writes(self, prompt: str, *, seed: int | None = None, **options: Any) -> Iterator[Written]:
         """Continue `prompt` as text: what there is after each token, the last time with how it ended."""
         if self.family.spec.kind != "text" or "sample" not in self.family.can:
@@ -265,21 +270,20 @@ class Model:
         request = Request([Prompt.plain(prompt)], [secrets.randbelow(SEEDS) if seed is None else seed], options)
         settings = self.options(request)
         text = ""
-        with torch.no_grad():
-            cond = self.package.conditioner(request.prompts)
-            given = torch.tensor([], dtype=torch.long)
-            if cond.tokens is not None and cond.token_mask is not None:
-                given = cond.tokens[0][cond.token_mask[0]]
-            opening = len(str(self.package.codec.unpack(given[None])[0]))
-            states = self.family.sample(cond, Noise(request.seeds), settings)
-            if (settings.best_of or 1) > 1:  # which one it will be is known at the end
-                states = iter(deque(states, maxlen=1))
-            for state in states:
-                row = state.x0[0]
-                now = str(self.package.codec.unpack(state.x0)[0]).rstrip("\ufffd")
-                text = now if now.startswith(text) else text
-                drawn = int((row != PAD).sum()) - 1 - len(given)  # without the beginning
-                yield Written(text, opening, len(given), drawn, bool((row == EOS).any()), row)
+        cond = self.package.conditioner(request.prompts)
+        given = torch.tensor([], dtype=torch.long)
+        if cond.tokens is not None and cond.token_mask is not None:
+            given = cond.tokens[0][cond.token_mask[0]]
+        opening = len(str(self.package.codec.unpack(given[None])[0]))
+        states = self.family.sample(cond, Noise(request.seeds), settings)
+        if (settings.best_of or 1) > 1:  # which one it will be is known at the end
+            states = iter(deque(states, maxlen=1))
+        for state in states:
+            row = state.x0[0]
+            now = str(self.package.codec.unpack(state.x0)[0]).rstrip("\ufffd")
+            text = now if now.startswith(text) else text
+            drawn = int((row != PAD).sum()) - 1 - len(given)  # without the beginning
+            yield Written(text, opening, len(given), drawn, bool((row == EOS).any()), row)
 
     def likelihoods(self, prompt: str, written: Written, top: int = 0) -> list[Likelihood]:
         """How likely each token of a text was after those before it, those of the prompt first; `top` likeliest beside.
@@ -379,3 +383,12 @@ def _by_identity(identity: str, name: str) -> Path:
         'the package "{name}" ({identity}) that drew this is not here; give its folder with --model',
         name=name, identity=identity[:12],
     )  # fmt: skip
+
+
+def _check_seeds(first: int, count: int) -> None:
+    """Raise InvalidInput where the last of `count` seeds is above what a recipe can hold."""
+    if first + count - 1 > SEED_MAX:
+        raise InvalidInput(
+            "seed {seed} and {count} pictures end above {most}; choose a smaller seed",
+            seed=first, count=count, most=SEED_MAX,
+        )  # fmt: skip

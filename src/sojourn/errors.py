@@ -111,15 +111,16 @@ def translate(template: str, lang: str | None = None) -> str:
     """`template` in `lang` (None = the user's), itself where there is no translation."""
     if (lang or language()) != "zh":
         return template
-    return _catalogue().get(template, template)
+    return catalogue("zh").get(template, template)
 
 
 def known(template: str) -> bool:
     """Whether it is a message of ours."""
-    return template in _catalogue()
+    return template in catalogue("zh")
 
 
 @cache
-def _catalogue() -> dict[str, str]:
-    text = resources.files("sojourn").joinpath("locale/zh.json").read_text(encoding="utf-8")
+def catalogue(name: str) -> dict[str, str]:
+    """A table English -> Chinese: "zh" (messages), "page.zh", "help.zh"."""
+    text = resources.files("sojourn").joinpath(f"locale/{name}.json").read_text(encoding="utf-8")
     return dict(json.loads(text))

@@ -54,8 +54,9 @@ def conditions(package: Package, request: Request) -> tuple[Cond, list[Guide]]:
     first = prompts[0]
     guides: list[Guide] = []
     if grammar.used(first)[:1] == ["weights"]:
-        # A sum near zero would blow the pull up: from there on weights count as they are.
-        total = max(sum(segment.weight for segment in first.segments), 0.1)
+        # Weights that all but cancel would blow the pull up: they count as if a tenth of their size was left.
+        weights = [segment.weight for segment in first.segments]
+        total = max(sum(weights), 0.1 * sum(map(abs, weights)))
         terms = [
             (
                 _stirred(call([Prompt.plain(segment.text, prompt.style) for prompt in prompts]), request),
@@ -67,6 +68,11 @@ def conditions(package: Package, request: Request) -> tuple[Cond, list[Guide]]:
         cond = terms[0][0]  # the guide's terms take its place in the walk
     else:
         cond = _stirred(call([Prompt.plain(prompt.text, prompt.style) for prompt in prompts]), request)
+    if len(first.no) > 1 and package.card.conditioner.id == "labels":
+        raise InvalidInput(
+            '"{name}" knows classes, and can leave out one of them; found {found}',
+            name=package.card.name, found=", ".join(first.no),
+        )  # fmt: skip
     if first.no:
         guides.append(guidance.negative(call([Prompt.plain(", ".join(p.no), p.style) for p in prompts])))
     guides += [guidance.energy(_seen(package, fn), name=name) for name, fn in _rules(request)]
@@ -153,7 +159,8 @@ def _judged(judge: Package, prompts: Sequence[Prompt]) -> rules.Energy:
         raise Unsupported(
             '"{name}" cannot judge pictures; use a package that can classify or embed them', name=judge.card.name
         )
-    asked = judge.conditioner([Prompt.plain(prompt.text, prompt.style) for prompt in prompts])
+    wished = [" ".join(part.text for part in prompt.segments if part.weight > 0) for prompt in prompts]
+    asked = judge.conditioner([Prompt.plain(text, p.style) for text, p in zip(wished, prompts, strict=True)])
     if "embed" in family.can:
         wanted = family.embed_words(asked, len(prompts))
         return rules.alike(lambda raw: family.embed_pictures(rules.fitted(raw, shape)), wanted, STRICTNESS["words"])

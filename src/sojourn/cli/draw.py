@@ -14,6 +14,7 @@ import click
 
 from sojourn.cli.say import blocks, console, follow, say, say_error, warn
 from sojourn.errors import InvalidInput, NotFound, PromptError, SojournError
+from sojourn.grammar import PARAMETERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -204,7 +205,7 @@ def sample(
     The same command again goes on where it stopped.
     """
     from sojourn.engine import load
-    from sojourn.prompt import require
+    from sojourn.prompt import merge, require
     from sojourn.schema import Prompt
     from sojourn.wishes import Request
 
@@ -217,7 +218,7 @@ def sample(
     asked = [*classes, *filter(None, lines)]
     if asked and not model.reads_words:
         raise InvalidInput('"{model}" was trained without words and classes; ask it for none', model=model.card.name)
-    require(Prompt(style=style), model.can, model.card.name)
+    require(merge(Prompt(), style=style), model.can, model.card.name)
     names, options = asked or model.classes or [""], given_options(more)
     rows = [Prompt.plain(names[i % len(names)], style) for i in range(count)]
     writable(out)
@@ -298,10 +299,7 @@ def write(package: str, words: tuple[str, ...], seed: int | None, **options: Any
     from sojourn.engine import load
 
     model = load(package)
-    prompt = " ".join(words)
-    pieces = model.write(prompt, seed=seed, **{k: v for k, v in options.items() if v is not None})
-    print(prompt + next(pieces, ""), end="", flush=True)
-    for piece in pieces:
+    for piece in model.write(" ".join(words), seed=seed, **{k: v for k, v in options.items() if v is not None}):
         print(piece, end="", flush=True)
     print()
 
@@ -361,9 +359,13 @@ def joined(words: tuple[str, ...]) -> str:
     for word in words:
         if re.fullmatch(r"-[a-z]", word):
             raise InvalidInput('"{word}" is no parameter; write two dashes: -{word}', word=word)
-        value = bool(out) and re.fullmatch(r"--\w+", out[-1]) is not None and re.search(r"\s", word) is not None
-        if value and len(words) > 1 and out[-1] != "--no":
-            word = '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        name, equals, value = word.partition("=")
+        if not (equals and name.startswith("--")):
+            name, equals, value = out[-1] if out else "", "", word
+        parameter = PARAMETERS.get(name[2:]) if name.startswith("--") else None
+        if parameter and parameter.kind != "list" and len(words) > 1 and re.search(r"\s", value):
+            quoted = '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+            word = f"{name}={quoted}" if equals else quoted
         out.append(word)
     return " ".join(out)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,9 +86,12 @@ def ranged(text: str) -> tuple[str, float, float]:
     name, _, span = text.partition("=")
     low, _, high = span.partition("..")
     try:
-        return name, float(low), float(high)
+        found = float(low), float(high)
+        if not all(map(math.isfinite, found)):
+            raise ValueError
     except ValueError:
         raise InvalidInput('"{text}" is no option with its range; write move=-3..3', text=text[:RAW_MAX]) from None
+    return name, *found
 
 
 @click.command()

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Iterable
-from functools import cache
-from importlib import resources
 
 import click
 
-from sojourn.errors import language
+from sojourn.errors import catalogue, language
 
 UNIT = re.compile(r"\s+|[“（]*(?:[^\s⺀-\uffff]+|[⺀-\uffff])[、。，：；？！）”]*")
 """What a line is not broken within: a word, or a Chinese character, with the marks that belong to it."""
@@ -51,14 +48,8 @@ def told(text: str) -> str:
     if language() == "en":
         return text
     base, gap, extra = text.partition("  [")
-    return catalogue().get(" ".join(base.split()), base) + gap + extra.replace("required", catalogue()["required"])
-
-
-@cache
-def catalogue() -> dict[str, str]:
-    """English -> Chinese, whitespace as single spaces in the English; paragraphs of the Chinese are apart."""
-    text = resources.files("sojourn").joinpath("locale/help.zh.json").read_text(encoding="utf-8")
-    return dict(json.loads(text))
+    chinese = catalogue("help.zh")  # the English with single spaces, the Chinese in its paragraphs
+    return chinese.get(" ".join(base.split()), base) + gap + extra.replace("required", chinese["required"])
 
 
 def lines(text: str, width: int) -> list[str]:

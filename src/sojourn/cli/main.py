@@ -11,7 +11,6 @@ import sys
 
 import click
 
-from sojourn.cli.help import Context
 from sojourn.cli.say import Commands, error_line, say_error
 from sojourn.errors import InvalidInput, Reason, SojournError, language
 
@@ -48,7 +47,6 @@ class Verbs(Commands):
             return None
         module, _, name = VERBS[cmd_name][0].partition(":")
         command: click.Command = getattr(importlib.import_module(f"sojourn.cli.{module}"), name)
-        command.context_class = Context
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -30,12 +30,6 @@ class Commands(click.Group):
 
     context_class = Context
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        command = super().get_command(ctx, cmd_name)
-        if command is not None:
-            command.context_class = Context
-        return command
-
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, command.help or "") for name, command in sorted(self.commands.items())])
@@ -45,7 +39,10 @@ class Commands(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name, known = args[0], self.list_commands(ctx)
         if name in known or name.startswith("-"):
-            return super().resolve_command(ctx, args)
+            found, command, rest = super().resolve_command(ctx, args)
+            if command is not None:
+                command.context_class = Context
+            return found, command, rest
         near = difflib.get_close_matches(name, known, 1)
         if near:
             raise InvalidInput('there is no command "{name}"; did you mean {near}?', name=name, near=near[0])

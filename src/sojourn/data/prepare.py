@@ -51,12 +51,10 @@ def prepare(
                 'no pictures or texts in "{path}"{reasons}; give a folder, zip or table that has some',
                 path=source, reasons=f" ({report.reasons()})" if report.dropped else "",
             )  # fmt: skip
-        to.parent.mkdir(parents=True, exist_ok=True)
-        with room(to, 0):
-            yield from (pictures if found.kind == "image" else documents).build(found, to, config, report)
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise DataError('cannot write to "{path}": {reason}', path=error.filename or to, reason=why) from None
+        with safefile.writing(to):
+            to.parent.mkdir(parents=True, exist_ok=True)
+            with room(to, 0):
+                yield from (pictures if found.kind == "image" else documents).build(found, to, config, report)
     finally:
         if archive is not None:
             archive.close()

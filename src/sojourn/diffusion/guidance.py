@@ -208,6 +208,8 @@ def begin(eps: Tensor, sigmas: Tensor, guides: Sequence[Guide] = ()) -> tuple[Te
             above = int((sigmas > guide.start).sum())
             if above:
                 left = sigmas[min(above, len(sigmas) - 2) :]
+                if 0 < guide.start < left[0]:  # so few levels that none is below: one step from where it begins
+                    left = left.new_tensor([guide.start, 0.0])
                 return fitted(guide.x_source, eps, guide.name) + left[0] * eps, left
     return sigmas[0] * eps, sigmas
 

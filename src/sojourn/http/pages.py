@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.concurrency import run_in_threadpool
 
 from sojourn import card, config
+from sojourn.errors import catalogue
 from sojourn.grammar import PARAMETERS
 from sojourn.http.answers import Refusal, language
 from sojourn.http.guard import COOKIE
@@ -42,8 +43,7 @@ def _environment() -> Environment:
 @cache
 def texts(lang: str) -> dict[str, str]:
     """The page's texts in a language: English -> itself or its translation."""
-    raw = resources.files("sojourn").joinpath("locale/page.zh.json").read_text(encoding="utf-8")
-    found: dict[str, str] = json.loads(raw)
+    found = catalogue("page.zh")
     return found if lang == "zh" else {text: text for text in found}
 
 

@@ -156,12 +156,22 @@ class Bench:
 
 def tensor(picture: Image.Image) -> Tensor:
     """A picture as (3, h, w) in [-1, 1], on white."""
+    return scaled(pixels(picture))
+
+
+def scaled(pictures: Tensor) -> Tensor:
+    """uint8 to [-1, 1]."""
+    return pictures.float().div_(127.5).sub_(1)
+
+
+def pixels(picture: Image.Image) -> Tensor:
+    """A picture as uint8 (3, h, w), on white."""
     if picture.mode not in ("RGB", "L"):
         picture = picture.convert("RGBA")
         ground = Image.new("RGBA", picture.size, "white")
         ground.alpha_composite(picture)
         picture = ground
-    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float().div_(127.5).sub_(1)
+    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
 
 
 def shown(pictures: Tensor) -> list[Image.Image]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sojourn.errors import InvalidInput
 from sojourn.measure import scores
-from sojourn.measure.bench import LEAST, SHOWN, Findings, Sheet, shown, tensor, too_few
+from sojourn.measure.bench import LEAST, SHOWN, Findings, Sheet, pixels, scaled, shown, too_few
 from sojourn.measure.features import Features, embed, probe
 from sojourn.schema import Event, Progress
 
@@ -72,7 +72,7 @@ def compare(folders: Sequence[Path], features: Features) -> Iterator[Event | Fin
 
 
 def _rows(pictures: Tensor, rows: np.ndarray) -> Tensor:
-    return pictures[torch.from_numpy(rows)].float().div_(127.5).sub_(1)
+    return scaled(pictures[torch.from_numpy(rows)])
 
 
 def _folder(path: Path) -> Generator[Event, None, Tensor]:
@@ -85,7 +85,7 @@ def _folder(path: Path) -> Generator[Event, None, Tensor]:
         raise InvalidInput('no pictures in "{path}"; give a folder of PNG, JPEG or WebP files', path=path)
     out = torch.empty(0, dtype=torch.uint8)
     for i, file in enumerate(files):
-        picture = tensor(load_picture(file)).add_(1).mul_(127.5).round_().byte()
+        picture = pixels(load_picture(file))
         if i == 0:
             out = torch.empty(len(files), *picture.shape, dtype=torch.uint8)
         if picture.shape != out.shape[1:]:
