@@ -22,7 +22,7 @@ def wanted() -> set[str]:
     """The characters it holds: all from Latin letters on that may be on the page."""
     common = {bytes([row, cell]).decode("gb2312", "ignore") for row in range(0xB0, 0xF8) for cell in range(0xA1, 0xFF)}
     locale = resources.files("sojourn") / "locale"
-    texts = "".join((locale / name).read_text("utf-8") for name in ("zh.json", "page.zh.json"))
+    texts = "".join((locale / name).read_text("utf-8") for name in ("zh.json", "page.zh.json", "names.zh.json"))
     names = json.loads((resources.files("sojourn") / "starter/emoji/conditioner/vocabulary.json").read_text("utf-8"))
     return {char for char in {*"".join(common), *texts, *"".join(names["names"])} if ord(char) >= 0x2000}
 

@@ -236,3 +236,14 @@ def test_options_that_a_model_does_not_have_are_refused_before_it_trains(sets: d
     packages.save(made, tmp_path / "wrong")
     with pytest.raises(PackageError, match="guidance"):
         packages.load(tmp_path / "wrong")
+
+
+def test_a_condition_that_is_not_heard_is_told(sets: dict[str, Path], tmp_path: Path) -> None:
+    recipe = recipe_for("vae", sets)
+    recipe.stage[0].conditioner.id = "labels"
+    for heard in (False, True):
+        recipe.stage[0].model["conditional"] = heard
+        events = list(run_recipe(recipe, tmp_path / str(heard)))
+        warned = [event.text for event in events if isinstance(event, Log) and event.level == "warning"]
+        expected = 'vae learns nothing from its conditioner "labels" without model.conditional=true'
+        assert (expected in warned) is not heard

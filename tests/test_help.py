@@ -9,10 +9,15 @@ from collections.abc import Iterator
 import click
 import pytest
 
+from sojourn import config, registry
 from sojourn.cli import help as helped
 from sojourn.cli.main import VERBS, cli, run
-from sojourn.errors import catalogue
+from sojourn.errors import catalogue, named
+from sojourn.grammar import PARAMETERS
 
+HEADS = {
+    "name", "family", "what", "seen", "licence", "presets", "default", "meaning", "recipe", "stages", "model", "options"
+}  # fmt: skip
 CLICKS_OWN = {"Usage:", "Options", "Commands", "required", "Show this message and exit.", "Show the version and exit."}
 PATHS = [[], *([verb] for verb in VERBS), ["models", "import"], ["models", "verify"], ["keys", "add"]]
 
@@ -78,3 +83,36 @@ def test_lines_are_measured_in_cells() -> None:
     assert helped.lines("用 `a b` 找“名称”", 10) == ["用 `a b`", "找“名称”"]
     assert helped.lines("longer-than-that 长", 6) == ["longer-than-that", "长"]
     assert helped.cells("a红”") == 5
+
+
+def test_what_is_said_of_families_recipes_and_parameters_is_in_chinese_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shipped = [config.load_recipe(id) for id in config.recipes()]
+    said = {parameter.about for parameter in PARAMETERS.values()}
+    said |= {text for recipe in shipped for text in (recipe.title, recipe.about, *recipe.failures)}
+    table = catalogue("names.zh")
+    said = {" ".join(text.split()) for text in said}
+    assert said <= set(table), said - set(table)
+    families = {registry.get("family", id).about for id in registry.ids("family")}  # a new one may be in English alone
+    stale = set(table) - said - families - HEADS
+    assert not stale, stale
+    for english, chinese in table.items():
+        assert re.search(r"[\u4e00-\u9fff]", chinese) or " " not in english.removeprefix("A "), english
+        assert set(re.findall(r"`[^`]+`|\d[\d,.]*\d", english)) <= set(re.findall(r"`[^`]+`|\d[\d,.]*\d", chinese)), (
+            english
+        )
+    monkeypatch.setenv("SOJOURN_LANG", "zh")
+    monkeypatch.setenv("COLUMNS", "60")
+    for verb in ("families", "recipes"):
+        assert run([verb]) == 0
+        printed = capsys.readouterr().out
+        assert "按类别" in printed
+        assert "…" not in printed
+        assert not re.search(r"[a-z]+ [a-z]+ [a-z]+ [a-z]+", printed), "a sentence was left in English"
+
+
+def test_a_title_of_somebody_elses_stays_as_it_is() -> None:
+    assert named("Meine Katzen", "zh") == "Meine Katzen"
+    assert named("BigGAN, by class", "en") == "BigGAN, by class"
+    assert named("BigGAN, by class", "zh") == "BigGAN，按类别"

@@ -114,6 +114,12 @@ def translate(template: str, lang: str | None = None) -> str:
     return catalogue("zh").get(template, template)
 
 
+def named(text: str, lang: str | None = None) -> str:
+    """A title, or what is said of a family, a recipe or a parameter of ours, in `lang` (None = the user's); any other
+    text as it is."""
+    return catalogue("names.zh").get(" ".join(text.split()), text) if (lang or language()) == "zh" else text
+
+
 def known(template: str) -> bool:
     """Whether it is a message of ours."""
     return template in catalogue("zh")
@@ -121,6 +127,6 @@ def known(template: str) -> bool:
 
 @cache
 def catalogue(name: str) -> dict[str, str]:
-    """A table English -> Chinese: "zh" (messages), "page.zh", "help.zh"."""
+    """A table English -> Chinese: "zh" (messages), "page.zh", "help.zh", "names.zh"."""
     text = resources.files("sojourn").joinpath(f"locale/{name}.json").read_text(encoding="utf-8")
     return dict(json.loads(text))

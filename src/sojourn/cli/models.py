@@ -5,10 +5,23 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from sojourn.cli.say import Commands, console, error_line, say
+from sojourn.errors import named
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def _table(*heads: str) -> Table:
+    from rich.table import Column, Table
+
+    return Table(
+        *(Column(named(head), overflow="fold") for head in heads), box=None
+    )  # Chinese has no spaces to wrap at
 
 
 @click.group(cls=Commands)
@@ -20,8 +33,6 @@ def models() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a package.")
 def list_models(as_json: bool) -> None:
     """Packages in your home folder, and those that ship with Sojourn."""
-    from rich.table import Table
-
     from sojourn.card import list_packages
 
     found = list_packages()
@@ -32,9 +43,9 @@ def list_models(as_json: bool) -> None:
     if not found:
         say("no packages yet; train one with `sojourn train digits`")
         return
-    table = Table("name", "family", "what", "seen", "licence", box=None)
+    table = _table("name", "family", "what", "seen", "licence")
     for name, _, card in found:
-        table.add_row(name, card.family, card.title, f"{card.seen:,}", card.licence)
+        table.add_row(name, card.family, named(card.title), f"{card.seen:,}", card.licence)
     console().print(table)
 
 
@@ -100,21 +111,19 @@ def import_package(source: Path, name: str | None, replace: bool) -> None:
 @click.argument("id", required=False)
 def families(id: str | None) -> None:
     """The kinds of model; with an ID, its presets and settings."""
-    from rich.table import Table
-
     from sojourn import registry
 
     if id is None:
-        table = Table("family", "what", "presets", box=None)
+        table = _table("family", "what", "presets")
         for key in registry.ids("family"):
             entry = registry.get("family", key)
-            table.add_row(key, entry.about, ", ".join(entry.presets))
+            table.add_row(key, named(entry.about), ", ".join(entry.presets))
         console().print(table)
         return
     entry = registry.get("family", id)
-    print(f"{id}: {entry.about}\n{entry.source}\n")
+    print(f"{id}: {named(entry.about)}\n{entry.source}\n")
     for title, model in (("model", entry.cls.Config), ("options", entry.cls.Options)):  # type: ignore[attr-defined]
-        table = Table(title, "default", "meaning", box=None)
+        table = _table(title, "default", "meaning")
         for name, field in model.model_fields.items():
             table.add_row(name, "" if field.is_required() else str(field.default), field.description or "")
         console().print(table)
@@ -125,16 +134,14 @@ def families(id: str | None) -> None:
 @click.option("-o", "overrides", multiple=True, metavar="KEY=VALUE", help="A setting; may be repeated.")
 def recipes(name: str | None, overrides: tuple[str, ...]) -> None:
     """The trainings that ship with Sojourn; with a NAME, all its resolved settings as JSON."""
-    from rich.table import Table
-
     from sojourn.config import load_recipe
     from sojourn.config import recipes as shipped
 
     if name is not None:
         print(json.dumps(load_recipe(name, overrides).dump(), indent=1, ensure_ascii=False))
         return
-    table = Table("recipe", "what", "stages", box=None)
+    table = _table("recipe", "what", "stages")
     for key in shipped():
         recipe = load_recipe(key)
-        table.add_row(key, recipe.title, ", ".join(f"{stage.family}/{stage.preset}" for stage in recipe.stage))
+        table.add_row(key, named(recipe.title), ", ".join(f"{stage.family}/{stage.preset}" for stage in recipe.stage))
     console().print(table)

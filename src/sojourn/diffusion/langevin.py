@@ -47,11 +47,14 @@ def walk(
     fixed (exponential Euler), and is then accepted or refused by Metropolis's rule. The first is `step_size` long, or
     as much shorter as a strong pull demands; each row then adapts its own to a good share of accepted moves, ever
     less. So an energy of any strength neither blows up nor stalls, and the limit is the exact distribution.
+    In the first half of the steps each move is followed by a jump to a fresh draw of the prior, which Metropolis's
+    rule takes where it is better: a generator's pictures lie in many valleys, and the nearest is seldom the best.
     temperature 1 samples the guided distribution, 0 only ever goes downhill. Rows never see each other; noise is
     drawn by name and step. Each Step has the decoded sample as x0, z as x and the move's noise std as sigma.
 
     Raises InvalidInput where an energy is not finite at the start, or does not give one value per row.
-    Source: Roberts & Tweedie 1996 (MALA); Hochbruck & Ostermann 2010, eq. 1.6; Andrieu & Thoms 2008, alg. 4.
+    Source: Roberts & Tweedie 1996 (MALA); Hochbruck & Ostermann 2010, eq. 1.6; Andrieu & Thoms 2008, alg. 4; Tierney
+    1994, sec. 2.3.3 (independence chains) and 2.4 (mixtures and cycles).
     """
     rows = z.shape[0]
     each = (rows, *(1 for _ in z.shape[1:]))
@@ -73,6 +76,8 @@ def walk(
         chance = _chance(here, there, mean, keep, spread, temperature)
         luck = noise.uniform(f"langevin/{i}/accept", ()).to(z)
         here = _choose(luck < chance, here, there)
+        if i < steps / 2:
+            here = _jump(decode, here, cond, energies, noise, i, temperature)
         log_size = log_size + (chance - ACCEPTANCE) / (1 + i) ** (1 / 3)
         last = i == steps - 1
         yield Step(
@@ -81,6 +86,28 @@ def walk(
             sigma=torch.zeros_like(spread) if last else spread,
             done=torch.full((rows,), last, device=z.device),
         )
+
+
+def _jump(
+    decode: Callable[[Tensor], Tensor],
+    here: _Place,
+    cond: Cond,
+    energies: Sequence[Energy],
+    noise: Noise,
+    i: int,
+    temperature: float,
+) -> _Place:
+    """A fresh draw of the prior in the rows that take it; at temperature 0, where it lies lower."""
+    far = noise.draw(f"langevin/{i}/jump", here.z.shape[1:]).to(here.z) * (temperature or 1) ** 0.5
+    with torch.no_grad():
+        fall = here.potential - _potential(far, _total(decode(far), cond, energies))
+    if temperature:  # the draws have the prior's own share of the rule in them: the energies alone are left
+        fall = fall + (far.square() - here.z.square()).flatten(1).sum(dim=1) / 2
+        luck = noise.uniform(f"langevin/{i}/jump/accept", ()).to(far)
+        taken = luck < torch.nan_to_num(fall / temperature, nan=-torch.inf).clamp(max=0).exp()
+    else:
+        taken = fall > 0
+    return _choose(taken, here, _look(decode, far, cond, energies)) if bool(taken.any()) else here
 
 
 def _drift(place: _Place, keep: Tensor) -> Tensor:
@@ -120,18 +147,27 @@ def _look(decode: Callable[[Tensor], Tensor], z: Tensor, cond: Cond, energies: S
     with torch.enable_grad():
         z = z.detach().requires_grad_(True)
         x = decode(z)
-        total = torch.zeros(z.shape[0], device=z.device)
-        for energy in energies:
-            value = energy(x, cond)
-            if value.shape != total.shape:
-                raise InvalidInput(
-                    "an energy gave values of shape {found}, it must give one per row, ({rows},)",
-                    found=tuple(value.shape),
-                    rows=z.shape[0],
-                )
-            total = total + value
+        total = _total(x, cond, energies)
         pull = torch.zeros_like(z)
         if total.requires_grad:
             (pull,) = torch.autograd.grad(total.sum(), z, materialize_grads=True)
     z, total = z.detach(), total.detach()
-    return _Place(z, x.detach(), z.square().flatten(1).sum(dim=1) / 2 + total, pull.detach())
+    return _Place(z, x.detach(), _potential(z, total), pull.detach())
+
+
+def _total(x: Tensor, cond: Cond, energies: Sequence[Energy]) -> Tensor:
+    """Sum (b,) of the energies of decoded samples x (b, ...)."""
+    total = torch.zeros(len(x), device=x.device)
+    for energy in energies:
+        value = energy(x, cond)
+        if value.shape != total.shape:
+            raise InvalidInput(
+                "an energy gave values of shape {found}, it must give one per row, ({rows},)",
+                found=tuple(value.shape), rows=len(x),
+            )  # fmt: skip
+        total = total + value
+    return total
+
+
+def _potential(z: Tensor, total: Tensor) -> Tensor:
+    return z.square().flatten(1).sum(dim=1) / 2 + total

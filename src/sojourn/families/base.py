@@ -78,6 +78,8 @@ class Family(nn.Module):
     """Held-out metric by which the best snapshot is chosen, lower is better: "held_out/loss" or "held_out/swd"."""
     keeps: ClassVar[Literal["best", "last"]] = "best"
     """Which snapshot is packaged: that of the best score, or the last, where the score says nothing of the samples."""
+    told: bool = True
+    """Whether classes and words of its spec change what it learns; without any there is nothing to tell."""
     guides: ClassVar[frozenset[str]] = frozenset()
     """Forms of Guide it can use: "denoise", "energy", "logits"."""
 

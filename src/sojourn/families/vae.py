@@ -185,6 +185,11 @@ class Autoencoder(Family):
         self.dec = Decoder(spec, config)
 
     @property
+    def told(self) -> bool:  # type: ignore[override]
+        """Only with `conditional`."""
+        return self.config.conditional
+
+    @property
     def latent_shape(self) -> tuple[int, ...]:
         """Shape of one latent: (z,) or (z, h, w)."""
         return latent_shape(self.spec, self.config)

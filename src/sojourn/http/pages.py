@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.concurrency import run_in_threadpool
 
 from sojourn import card, config
-from sojourn.errors import catalogue
+from sojourn.errors import catalogue, named
 from sojourn.grammar import PARAMETERS
 from sojourn.http.answers import Refusal, language
 from sojourn.http.guard import COOKIE
@@ -56,7 +56,8 @@ def _page(request: Request, name: str, **more: Any) -> HTMLResponse:
         "default": DEFAULT,
     }  # fmt: skip
     html = _environment().get_template(f"{name}.html").render(
-        t=lambda text: said[text], lang=lang, page=name, caller=caller, data=data, pages=PAGES,
+        t=lambda text: said[text], named=lambda text: named(text, lang), lang=lang,
+        page=name, caller=caller, data=data, pages=PAGES,
         locked=caller is None or caller.owner != "local", **more,
     )  # fmt: skip
     return HTMLResponse(html)
@@ -149,5 +150,5 @@ def words(name: str, request: Request) -> dict[str, Any]:
         names = json.loads(vocabulary.read_text(encoding="utf-8"))["names"]
     elif found.conditioner.id == "labels":
         names = [value for column in columns.values() for value in column][:20_000]
-    told = [[f"--{name}", parameter.about] for name, parameter in PARAMETERS.items()]
+    told = [[f"--{name}", named(parameter.about, language(request))] for name, parameter in PARAMETERS.items()]
     return {"names": names, "styles": list(columns.get("style", [])), "parameters": told}

@@ -149,6 +149,11 @@ def run_recipe(recipe: Recipe, folder: Path, start: Path | None = None) -> Gener
                 path=folder, difference=difference,
             )  # fmt: skip
         package = build(stage, data, parts, recipe, source, before)
+        if not package.family.told and (package.family.spec.labels or package.family.spec.pooled_dim):
+            yield Log.warn(
+                '{family} learns nothing from its conditioner "{id}" without model.conditional=true',
+                family=stage.family, id=package.conditioner.id,
+            )  # fmt: skip
         if source is not None:
             yield from _start_from(package, source)
         # Closed here and not by chance, so that who stops it hears of a snapshot that could not be written.

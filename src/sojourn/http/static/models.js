@@ -59,7 +59,7 @@ let recipes = {};
 const PLAIN = ["seen", "batch_size", "lr", "seed", "ema", "snapshot", "threads", "augment"];
 function fields() {
   const recipe = recipes[$("recipe-name").value];
-  $("recipe-about").textContent = recipe?.about ?? "";
+  $("recipe-about").textContent = $("recipe-name").selectedOptions[0]?.dataset.about ?? "";
   const several = recipe?.stage.length > 1;
   const parts = (recipe?.stage ?? []).map((stage) => {
     const given = { ...stage.train, ...stage.model, preset: stage.preset };
