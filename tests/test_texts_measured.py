@@ -79,6 +79,9 @@ def test_an_interval_holds_the_ratio() -> None:
     low, high = ratio_interval(above, below)
     assert low < 2 < high
     assert high - low < 0.05
+    told = ratio_interval(np.tile(above, 4), np.tile(below, 4), [f"{i}" for i in range(400)] * 4)
+    blind = ratio_interval(np.tile(above, 4), np.tile(below, 4))
+    assert blind[1] - blind[0] < 0.7 * (told[1] - told[0]), "four copies of a text are one text"
 
 
 def test_by_the_command(

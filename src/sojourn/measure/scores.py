@@ -128,8 +128,14 @@ def interval(
     return float(np.percentile(found, 2.5)), float(np.percentile(found, 97.5))
 
 
-def ratio_interval(above: Array, below: Array, rounds: int = 400, seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of sum(above) / sum(below), each (n,), in which the two of a row go together."""
+def ratio_interval(
+    above: Array, below: Array, groups: Sequence[str] | None = None, rounds: int = 400, seed: int = 0
+) -> tuple[float, float]:
+    """95 % bootstrap interval of sum(above) / sum(below), each (n,), in which the two of a row go together, and rows of
+    one name among `groups`."""
+    if groups is not None:
+        _, at = np.unique(np.array(groups), return_inverse=True)
+        above, below = np.bincount(at, above), np.bincount(at, below)
     picks = np.random.default_rng(seed).integers(len(above), size=(rounds, len(above)))
     found = above[picks].sum(axis=1) / below[picks].sum(axis=1)
     return float(np.percentile(found, 2.5)), float(np.percentile(found, 97.5))

@@ -38,6 +38,7 @@ def evaluate_texts(
     if len(rows) < FEW:
         yield Log.warn("{count} held-out texts are few: the intervals say how little is known", count=len(rows))
     texts = [data.text(int(row)) for row in rows]
+    groups = [str(data.rows[row]["group"]) for row in rows.tolist()]  # near-copies of one document
     for model in models:
         found = Findings(model.card.name, model.card.identity, {"set": data.info.name, "n": len(rows)})
         nats, tokens = np.zeros(len(texts)), np.zeros(len(texts))
@@ -46,11 +47,11 @@ def evaluate_texts(
             yield Progress(done=i + 1, total=len(texts), unit="texts", text=found.name)
         letters = np.array([max(len(text), 1) for text in texts], float)
         each = nats.sum() / tokens.sum()
-        low, high = scores.ratio_interval(nats, tokens)
+        low, high = scores.ratio_interval(nats, tokens, groups)
         note = f"{int(tokens.sum()):,} tokens of {len(texts)} held-out texts, ends included"
         found.add("nats/token", each, (low, high), note)
         found.add("perplexity", float(np.exp(each)), (float(np.exp(low)), float(np.exp(high))), "exp of nats/token")
-        span = scores.ratio_interval(nats / np.log(2), letters)
+        span = scores.ratio_interval(nats / np.log(2), letters, groups)
         note = "of any tokenizer: comparable between models"
         found.add("bits/character", float(nats.sum() / np.log(2) / letters.sum()), span, note)
         yield found
