@@ -40,13 +40,14 @@ class CondEmbed(nn.Module):
     A label of -1, a zero pooled vector and an all-False mask mean "not given".
     """
 
-    def __init__(self, spec: DataSpec, dim: int) -> None:
+    def __init__(self, spec: DataSpec, dim: int, spread: float = 0.02) -> None:
+        """spread: standard deviation of the labels' vectors at first."""
         super().__init__()
         self.dim = dim
         # index 0 stands for "not given"
         self.labels = nn.ModuleList(nn.Embedding(count + 1, dim) for _, count in spec.labels)
         for table in self.labels:
-            nn.init.normal_(table.get_parameter("weight"), std=0.02)
+            nn.init.normal_(table.get_parameter("weight"), std=spread)
         self.pooled = nn.Linear(spec.pooled_dim, dim) if spec.pooled_dim else None
         self.feats = nn.Linear(spec.text_dim, dim) if spec.text_dim else None
 

@@ -174,10 +174,7 @@ def embedding(spec: DataSpec, dim: int) -> CondEmbed:
     Labels are of unit variance, as a latent is: what is beside it in a fiftieth of its size is not listened to, and a
     row that is brought to unit length turns with every update of a small one.
     """
-    out = CondEmbed(replace(spec, text_dim=0, text_len=0), dim)
-    for table in out.labels:
-        nn.init.normal_(table.get_parameter("weight"))
-    return out
+    return CondEmbed(replace(spec, text_dim=0, text_len=0), dim, spread=1.0)
 
 
 def with_condition(embed: CondEmbed | None, z: Tensor, cond: Cond) -> Tensor:

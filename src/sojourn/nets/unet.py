@@ -68,7 +68,7 @@ class UNet(nn.Module):
         channels, side = spec.shape[0], max(spec.shape[1:])
         signal = 4 * width
         self.time = TimeEmbed(signal)
-        self.cond = CondEmbed(spec, signal)
+        self.cond = CondEmbed(spec, signal, spread=1.0)  # as loud as the level beside it, or it is not heard
         context = signal if spec.text_dim else 0
         widths = [width * factor for factor in levels]
         self.enter = nn.Conv2d(channels, width, 3, padding=1)
