@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -291,3 +292,13 @@ def test_the_signal_of_a_dit_cannot_drift_to_where_silu_is_flat() -> None:
     with torch.no_grad():
         net.time.mlp[2].bias.sub_(20)
     torch.testing.assert_close(net(x, level, cond), before, atol=1e-4, rtol=1e-4)
+
+
+def test_a_unet_hears_its_labels_from_the_start() -> None:
+    net = UNet(replace(TEXT, labels=(("class", 50),), text_dim=0, text_len=0, pooled_dim=0), 16, (1, 2), 1, 2)
+    with torch.no_grad():
+        level = net.time(torch.linspace(0, 1, 50)).std(dim=0).mean()
+        label, _, _ = net.cond(Cond(labels=torch.arange(50)[:, None]), 50)
+    assert float(label.std(dim=0).mean() / level) > 0.5, (
+        "what differs between classes beside what differs between levels"
+    )

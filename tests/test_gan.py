@@ -643,22 +643,23 @@ def test_walk_at_temperature_zero_reaches_the_minimiser():
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_walk_finds_valleys_that_no_move_reaches_and_keeps_their_shares(temperature: float):
-    def valleys(x: Tensor, cond: Cond) -> Tensor:  # two narrow ones 1.6 apart, the right one a nat deeper
-        depths = torch.stack([-50 * (x[:, 0] + 0.8).square() + 20, -50 * (x[:, 0] - 0.8).square() + 21])
+    def valleys(x: Tensor, cond: Cond) -> Tensor:  # two narrow ones, the right one a nat deeper and farther out
+        depths = torch.stack([-50 * (x[:, 0] + 0.2).square() + 20, -50 * (x[:, 0] - 1.0).square() + 21])
         return -depths.amax(0)
 
     rows = 2000
     noise = Noise(range(rows))
     steps = list(
-        walk(lambda z: z, torch.full((rows, 1), -0.8), Cond(), [valleys], noise, steps=250, step_size=0.01,
+        walk(lambda z: z, torch.full((rows, 1), -0.2), Cond(), [valleys], noise, steps=250, step_size=0.01,
              temperature=temperature)
     )  # fmt: skip
-    share = 1 / (1 + math.exp(-1 / temperature))
+    deeper = 1 - (1.0**2 - 0.2**2) / 2 * 100 / 101  # the prior counts too; both are equally narrow
+    share = 1 / (1 + math.exp(-deeper / temperature))
     for step in (steps[123], steps[-1]):  # in its first half and in its second, where it jumps no more
-        assert abs(float((step.x > 0).float().mean()) - share) < 4.5 * math.sqrt(share * (1 - share) / rows)
-    *_, last = walk(lambda z: z, torch.full((50, 1), -0.8), Cond(), [valleys], Noise(range(50)), steps=250,
+        assert abs(float((step.x > 0.4).float().mean()) - share) < 4.5 * math.sqrt(share * (1 - share) / rows)
+    *_, last = walk(lambda z: z, torch.full((50, 1), -0.2), Cond(), [valleys], Noise(range(50)), steps=250,
                     step_size=0.01, temperature=0)  # fmt: skip
-    assert float((last.x > 0).float().mean()) > 0.9
+    assert float((last.x > 0.4).float().mean()) > 0.9
 
 
 def test_walk_lengthens_steps_that_are_far_too_short():

@@ -48,6 +48,23 @@ def served(home: Path) -> Iterator[tuple[TestClient, Studio]]:
         yield both
 
 
+def test_what_is_said_of_models_recipes_and_parameters_is_in_the_callers_language(
+    served: tuple[TestClient, Studio],
+) -> None:
+    client, _ = served
+    chinese, english = ({"accept-language": lang} for lang in ("zh-CN", "en"))
+    page = client.get("/models", headers=chinese).text
+    for text in (
+        "按文字画表情符号",
+        "它不懂文字里的否定",
+        "任何准备好的 64 x 64 图片集",
+    ):  # a title, a failure, a recipe
+        assert text in page
+    assert "Emoji from words" in client.get("/models", headers=english).text
+    for headers, text in ((chinese, "画里不要什么。"), (english, "What to keep out.")):
+        assert ["--no", text] in client.get("/api/v1/words/emoji", headers=headers).json()["parameters"]
+
+
 def as_json(client: TestClient, data: bytes, path: str = JOBS) -> tuple[int, dict[str, Any], float]:
     begun = time.monotonic()
     answer = client.post(path, content=data, headers={"content-type": "application/json"})

@@ -9,6 +9,7 @@ from pathlib import Path
 from fontTools.ttLib import TTFont
 
 import sojourn
+from sojourn.errors import catalogue
 from sojourn.http import pages
 
 TEMPLATES = Path(pages.__file__).parent / "templates"
@@ -47,7 +48,13 @@ def test_the_chinese_font_has_what_the_page_says() -> None:
     with TTFont(pages.STATIC / "han.woff2") as font:
         held, letters = font.getBestCmap(), font["glyf"]
     words = Path(sojourn.__file__).parent / "starter/emoji/conditioner/vocabulary.json"
-    said = "".join([*pages.texts("zh").values(), *json.loads(words.read_text(encoding="utf-8"))["names"]])
+    said = "".join(
+        [
+            *pages.texts("zh").values(),
+            *catalogue("names.zh").values(),
+            *json.loads(words.read_text(encoding="utf-8"))["names"],
+        ]
+    )
     wanted = set(re.findall("[\u4e00-\u9fff，。：；、（）]", said))
     assert len(wanted) > 500
     assert not [char for char in wanted if ord(char) not in held]

@@ -84,6 +84,18 @@ def test_an_interval_holds_the_ratio() -> None:
     assert blind[1] - blind[0] < 0.7 * (told[1] - told[0]), "four copies of a text are one text"
 
 
+def test_near_copies_of_one_text_are_one(lm: Model, poems: Path) -> None:
+    def spans(data: PackedSet) -> list[float]:
+        found = next(event for event in evaluate_texts([lm], data) if isinstance(event, Findings))
+        return [metric.high - metric.low for metric in found.metrics]
+
+    data = PackedSet(poems)
+    assert min(spans(data)) > 0
+    for row in data.rows:
+        row["group"] = "one"
+    assert max(spans(data)) == 0
+
+
 def test_by_the_command(
     packages_folder: Path, poems: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 def _table(*heads: str) -> Table:
     from rich.table import Column, Table
 
-    return Table(
-        *(Column(named(head), overflow="fold") for head in heads), box=None
-    )  # Chinese has no spaces to wrap at
+    # Chinese has no spaces to wrap at: it is folded, where rich would cut it.
+    return Table(*(Column(named(head), overflow="fold") for head in heads), box=None)
 
 
 @click.group(cls=Commands)
