@@ -133,6 +133,88 @@ def test_what_a_net_tells_itself_is_bounded(monkeypatch: pytest.MonkeyPatch) -> 
     assert torch.equal(target, torch.full_like(target, shortcut.LIMIT))
 
 
+@pytest.mark.parametrize("count", [1, 3, 8, 21])
+def test_states_of_a_walk_are_those_of_the_drawn_one_and_lead_to_the_sample(count: int) -> None:
+    flow, short = pair(guided=2.0, walked=0.5)
+    walks = -(-count // shortcut.STATES)
+    labels = torch.arange(count)[:, None] % 10
+    noise = Noise(range(count))
+    eps = noise.draw("x", SPEC.shape)
+    steps = list(flow.sample(Cond(labels=labels), noise, Flow.Options(steps=shortcut.FLOW_STEPS, guidance=2.0)))
+    # One walk ends near its sample, the others far from theirs.
+    x0 = steps[-1].x + 10
+    x0[0] = steps[-1].x[0] + 0.5
+    x, t, v, weight, cond = short.walked(x0, eps, Cond(labels=labels))
+    assert cond.labels is not None
+    row = torch.arange(count) % walks
+    assert torch.equal(cond.labels, labels[row])
+    at = t[:, None, None, None]
+    torch.testing.assert_close(x - at * v, x0[row], atol=1e-3, rtol=1e-3)
+    drawn = torch.stack([step.x for step in steps[:-1]])  # (19, count, ...)
+    sigmas = torch.tensor([float(step.sigma[0]) for step in steps[:-1]])
+    level = (sigmas[:, None] - t / (1 - t)).abs().argmin(dim=0)
+    torch.testing.assert_close(x / (1 - at), drawn[level, row], atol=1e-3, rtol=1e-3)
+    assert len(set(zip(level.tolist(), row.tolist(), strict=True))) == count, "no state twice"
+    torch.testing.assert_close(weight, (row == 0) * t**2 / (t**2 + shortcut.SOFT))
+
+
+def test_walks_have_their_share_of_training_alone_and_are_told_the_condition(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, short = pair(strides=2, share=0.25, walked=0.25, drop=0.9)
+    asked: list[Cond] = []
+    inner = short.walked
+    monkeypatch.setattr(short, "walked", lambda x0, eps, cond: asked.append(cond) or inner(x0, eps, cond))
+    cond = Cond(labels=torch.ones(8, 1, dtype=torch.long))
+    batch = Batch(torch.zeros(8, 1, 8, 8), cond, torch.ones(8))
+    short.loss("denoise", batch, 0)
+    assert not asked
+    short.train()
+    for _ in range(20):
+        loss = short.loss("denoise", batch, 0)
+        assert len(loss.value) == 8
+        assert torch.isfinite(loss.value).all()
+    assert all(c.labels is not None and bool((c.labels == 1).all()) for c in asked)
+    assert {c.rows for c in asked} <= {2, 3}
+    for _ in range(50):  # of a micro-batch of one, one thing is learnt at a time
+        assert len(short.loss("denoise", Batch(torch.zeros(1, 1, 8, 8), cond[:1], torch.ones(1)), 0).value) == 1
+
+
+def test_what_walks_get_wrong_is_learnt_from_them() -> None:
+    """Ten samples known by heart, and a net that walks past them: taught by its walks it comes nearer than taught by
+    noised samples alone, from the same weights in the same number of steps.
+    """
+    torch.manual_seed(0)
+    goal = torch.tensor(load_digits().data[:10] / 8 - 1, dtype=torch.float32).view(10, 1, 8, 8)
+    cond = Cond(labels=torch.arange(10)[:, None])
+
+    def trained(model: Shortcut, steps: int, rate: float) -> Shortcut:
+        optimizer = torch.optim.Adam(model.parameters(), rate)
+        fall = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
+        model.train()
+        for _ in range(steps):
+            rows = torch.randint(10, (64,))
+            loss = model.loss("denoise", Batch(goal[rows], cond[rows], torch.ones(64)), 0).value.mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            fall.step()
+        return model.eval()
+
+    def off(model: Shortcut) -> float:
+        walk = model.sample(
+            cond[torch.arange(10).repeat(8)], Noise(range(80)), Shortcut.Options(steps=20, guidance=3.0)
+        )
+        return float((last(walk).x - goal.repeat(8, 1, 1, 1)).square().mean())
+
+    known = trained(Shortcut(Shortcut.Config(**SIZES), SPEC), 300, 2e-3)
+    found = {}
+    for walked in (0.0, 0.3):
+        torch.manual_seed(1)
+        model = Shortcut(Shortcut.Config(**SIZES, walked=walked), SPEC)
+        model.load_state_dict(known.state_dict())
+        found[walked] = off(trained(model, 150, 1e-3))
+    assert found[0.3] < 0.85 * found[0.0]
+
+
 def test_one_step_is_better_than_the_flows_and_as_good_as_its_many() -> None:
     data = load_digits()
     x = torch.tensor(data.data / 8 - 1, dtype=torch.float32).view(-1, 1, 8, 8)

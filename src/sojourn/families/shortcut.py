@@ -1,10 +1,12 @@
-"""Shortcut: a flow that also learns long strides, for walks of 1, 2, 4 ... steps with the guidance in them.
+"""Shortcut: a flow that also learns long strides, for walks of 1, 2, 4 ... steps with the guidance in them, and from
+where its own walks go wrong.
 
 Start it from a trained flow: `sojourn train RECIPE --from PACKAGE`. Knows nothing about codecs or prompts.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
@@ -13,18 +15,24 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from sojourn.diffusion.guidance import PromptGuide, SourceGuide, Strength
+from sojourn.diffusion.guidance import PromptGuide, SourceGuide, Strength, compose
 from sojourn.diffusion.path import T_MAX, flow_sigmas, like
-from sojourn.diffusion.samplers import euler
+from sojourn.diffusion.samplers import dpmpp_2m, euler
 from sojourn.families.diffusion import FLOW, DiffusionOptions, Flow, FlowConfig, FlowOptions, Walk, bucketed
 from sojourn.registry import register
-from sojourn.types import Batch, Cond, DataSpec, Guide, Loss
+from sojourn.types import Batch, Cond, DataSpec, Guide, Loss, Noise
 
 LIMIT = 8.0
 """Largest v that strides are taught. Noise and samples of unit variance stay below; what a net tells itself can run
 away."""
 FLOW_STEPS = 20
-"""Steps at least of a walk that strides do not know."""
+"""Steps at least of a walk that strides do not know; of the walks that are learnt from."""
+STATES = 4
+"""States of one walk that are learnt from: more cost less each and tell less."""
+FAR = 0.6
+"""Mean square from its sample at which the end of a walk is another one: the prompt fits several, none is taught."""
+SOFT = 0.1
+"""t^2 at which a state of a walk counts half: what is asked of v there grows as 1 / t."""
 
 
 class ShortcutConfig(FlowConfig):
@@ -37,7 +45,10 @@ class ShortcutConfig(FlowConfig):
     share: float = Field(0.25, gt=0, lt=1)
     """Share of a batch that learns strides; the rest learns the flow."""
     guided: float = Field(3.0, ge=1, le=20)
-    """Guidance that the strides have learnt. 1 = none."""
+    """Guidance that the strides have learnt, and of the walks that are learnt from. 1 = none."""
+    walked: float = Field(0.0, ge=0, lt=1)
+    """Share of a batch that learns, from states of the model's own walks, where they should have gone: for sets where
+    a prompt names one sample. 0 = off."""
 
 
 class ShortcutOptions(FlowOptions):
@@ -84,19 +95,30 @@ class Shortcut(Flow):
         return out
 
     def loss(self, phase: str, batch: Batch, seen: int) -> Loss:
-        x0 = batch.x
-        cond = batch.cond.drop(self.config.drop) if self.training else batch.cond
-        # By chance where the batch is small: a micro-batch of two must not be half of strides.
-        count = int(self.config.share * len(batch) + float(torch.rand(())))
+        x0, config = batch.x, self.config
+        cond = batch.cond.drop(config.drop) if self.training else batch.cond
+        count, own = part(config.share, len(batch)), part(config.walked if self.training else 0.0, len(batch))
+        own = min(own, len(batch) - count)
+        rest = count + own
         eps = torch.randn_like(x0)
-        plain = self.path.training(x0[count:], eps[count:], torch.rand(len(batch) - count, device=x0.device))
-        far, t, stride, target = self.strides(x0[:count], eps[:count], cond[:count])
+        plain = self.path.training(x0[rest:], eps[rest:], torch.rand(len(batch) - rest, device=x0.device))
+        far, level, stride, target = self.strides(x0[:count], eps[:count], cond[:count])
+        x, t, targets = [far, plain.input], [level, plain.level], [target, plain.target]
+        weight = torch.ones(len(batch), device=x0.device)
+        if own:
+            mine = slice(count, rest)
+            state, level, target, weight[mine], told = self.walked(x0[mine], eps[mine], batch.cond[mine])
+            x.insert(1, state)
+            t.insert(1, level)
+            targets.insert(1, target)
+            cond = Cond.cat([cond[:count], told, cond[rest:]])
         none = torch.full((len(batch) - count,), -1, device=x0.device)
-        out = self.velocity(torch.cat([far, plain.input]), torch.cat([t, plain.level]), cond, torch.cat([stride, none]))
-        error = (out - torch.cat([target, plain.target])).square().flatten(1).mean(dim=1)  # (m,)
-        logs = bucketed(error[count:].detach(), plain.sigma, batch.weight[count:])
-        if count:
-            logs["loss/strides"] = error[:count].mean().detach()
+        out = self.velocity(torch.cat(x), torch.cat(t), cond, torch.cat([stride, none]))
+        error = weight * (out - torch.cat(targets)).square().flatten(1).mean(dim=1)  # (m,)
+        logs = bucketed(error[rest:].detach(), plain.sigma, batch.weight[rest:])
+        for name, rows in (("strides", error[:count]), ("walked", error[count:rest])):
+            if len(rows):
+                logs[f"loss/{name}"] = rows.mean().detach()
         return Loss(value=error, logs=logs)
 
     @torch.no_grad()
@@ -114,6 +136,27 @@ class Shortcut(Flow):
         first = self.halfway(begin, t, cond, stride)
         second = self.halfway(begin - like(half, x0) * first, t - half, cond, stride)
         return begin, t, stride, ((first + second) / 2).clamp(-LIMIT, LIMIT)
+
+    @torch.no_grad()
+    def walked(self, x0: Tensor, eps: Tensor, cond: Cond) -> tuple[Tensor, Tensor, Tensor, Tensor, Cond]:
+        """States (b, ...) of own walks for the first of cond's rows, at t (b,), the v from there to x0, how much each
+        counts (b,), and its condition.
+
+        A noised sample shows what it shall be. A walk shows what the net has made so far, and what went wrong early
+        is kept to its end. Source: Ross et al. 2011 (a learner's own states); Ning et al. 2023, sec. 3.
+        """
+        walks = math.ceil(len(x0) / STATES)
+        sigmas = flow_sigmas(FLOW_STEPS).to(x0.device)
+        denoise = compose(self.path.denoiser(self.predict), (), Strength(self.config.guided))
+        steps = list(dpmpp_2m(denoise, sigmas[0] * eps[:walks], sigmas, cond[:walks], Noise(())))
+        # As many states of each walk as there is room for, at random, all but its end.
+        level = torch.rand(walks, FLOW_STEPS - 1).argsort(dim=1)[:, :STATES].T.flatten()[: len(x0)]
+        row = torch.arange(walks).repeat(STATES)[: len(x0)]
+        x = torch.stack([step.x for step in steps[:-1]])[level, row]
+        sigma = sigmas[1 + level]
+        t, x_t = sigma / (1 + sigma), x / like(1 + sigma, x)
+        near = (steps[-1].x - x0[:walks]).square().flatten(1).mean(dim=1) < FAR
+        return x_t, t, (x_t - x0[row]) / like(t, x), near[row] * t.square() / (t.square() + SOFT), cond[row]
 
     def halfway(self, x: Tensor, t: Tensor, cond: Cond, stride: Tensor) -> Tensor:
         """v of the first half of strides: that of the next shorter one, or of the guided flow."""
@@ -140,3 +183,8 @@ class Shortcut(Flow):
             return self.velocity(x, t, cond, torch.full((len(t),), number, device=t.device))
 
         return Walk(self.path.denoiser(net), Strength(options.guidance / config.guided), flow_sigmas(steps), euler)
+
+
+def part(share: float, count: int) -> int:
+    """So many of count rows, by chance where the batch is small: a micro-batch of two must not be half of strides."""
+    return int(share * count + float(torch.rand(()))) if share else 0
