@@ -178,6 +178,16 @@ def test_walks_have_their_share_of_training_alone_and_are_told_the_condition(mon
         assert len(short.loss("denoise", Batch(torch.zeros(1, 1, 8, 8), cond[:1], torch.ones(1)), 0).value) == 1
 
 
+def test_walks_that_end_elsewhere_count_nothing_in_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, short = pair(strides=2, share=0.25, walked=0.5)
+    monkeypatch.setattr(shortcut, "FAR", 0.0)
+    cond = Cond(labels=torch.ones(16, 1, dtype=torch.long))
+    loss = short.train().loss("denoise", Batch(torch.zeros(16, 1, 8, 8), cond, torch.ones(16)), 0)
+    assert 8 <= int((loss.value == 0).sum()) <= 9
+    assert float(loss.logs["loss/walked"]) == 0
+    assert all(value > 0 for name, value in loss.logs.items() if name != "loss/walked")
+
+
 def test_what_walks_get_wrong_is_learnt_from_them() -> None:
     """Ten samples known by heart, and a net that walks past them: taught by its walks it comes nearer than taught by
     noised samples alone, from the same weights in the same number of steps.

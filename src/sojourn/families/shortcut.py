@@ -43,7 +43,7 @@ class ShortcutConfig(FlowConfig):
     strides: int = Field(4, ge=1, le=8)
     """Strides are 1, 1/2 ... 1/2^strides of the walk."""
     share: float = Field(0.25, gt=0, lt=1)
-    """Share of a batch that learns strides; the rest learns the flow."""
+    """Share of a batch that learns strides; the rest learns the flow, but for what is `walked`."""
     guided: float = Field(3.0, ge=1, le=20)
     """Guidance that the strides have learnt, and of the walks that are learnt from. 1 = none."""
     walked: float = Field(0.0, ge=0, lt=1)
