@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SMALL, recipe_for
+from safetensors.torch import load_file
 
 from sojourn import package as packages
 from sojourn.cli.train import Stopper
@@ -247,3 +248,30 @@ def test_a_condition_that_is_not_heard_is_told(sets: dict[str, Path], tmp_path: 
         warned = [event.text for event in events if isinstance(event, Log) and event.level == "warning"]
         expected = 'vae learns nothing from its conditioner "labels" without model.conditional=true'
         assert (expected in warned) is not heard
+
+
+def test_a_blend_is_the_mean_of_what_was_trained_and_what_it_began_with(sets: dict[str, Path], tmp_path: Path) -> None:
+    recipe = recipe_for("vae", sets)
+    run(recipe, tmp_path / "first")
+    start = tmp_path / "first" / "model" / "package"
+    recipe.stage[0].train.seed = 1
+    run(recipe, tmp_path / "trained", start)
+    recipe.stage[0].train.blend = 0.25
+    run(recipe, tmp_path / "blended", start, until=64)
+    run(recipe, tmp_path / "blended", start)
+    folders = [start, tmp_path / "trained" / "model" / "package", tmp_path / "blended" / "model" / "package"]
+    began, trained, blended = (load_file(folder / "weights.safetensors") for folder in folders)
+    assert all(not torch.equal(trained[key], began[key]) for key in began if key.endswith("weight"))
+    for key, value in blended.items():
+        torch.testing.assert_close(value, 0.75 * trained[key] + 0.25 * began[key], rtol=1e-5, atol=1e-6)
+
+
+def test_a_blend_with_nothing_is_refused_before_any_stage_trains(sets: dict[str, Path], tmp_path: Path) -> None:
+    recipe = recipe_for("vae", sets)
+    recipe.stage.append(recipe.stage[0].model_copy(deep=True, update={"name": "second"}))
+    recipe.stage[1].train.blend = 0.5
+    with pytest.raises(ConfigError, match="blend of stage second"):
+        run(recipe, tmp_path)
+    assert not list(tmp_path.iterdir())
+    recipe.stage[1].start = "model"
+    run(recipe, tmp_path)

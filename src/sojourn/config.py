@@ -57,6 +57,9 @@ class TrainConfig(Strict):
     """Share of the run, at its end, over which the rate falls linearly to zero. 0 = constant."""
     ema: int = Field(10_000, ge=0)
     """Half-life of the moving average of the weights, in samples. 0 = off."""
+    blend: float = Field(0.0, ge=0, lt=1)
+    """Share of the weights it started from in those that it gives, so that less is forgotten of what they could.
+    0 = off; for a stage that starts from a package. Source: Wortsman et al. 2022 (robust fine-tuning)."""
     snapshot: int = Field(20_000, ge=1)
     """Samples between snapshots (state, held-out metric, sheet)."""
     keep: int = Field(2, ge=1, le=1000)

@@ -124,6 +124,11 @@ def run_recipe(recipe: Recipe, folder: Path, start: Path | None = None) -> Gener
     start: a package whose weights the last stage begins with, whatever the recipe says.
     Raises ConfigError when `folder` holds a run with other settings.
     """
+    for stage in recipe.stage:
+        if stage.train.blend and not stage.start and not (start and stage is recipe.stage[-1]):
+            raise ConfigError(
+                "blend of stage {name} needs weights to start from: start in the recipe, or --from", name=stage.name
+            )
     for name in dict.fromkeys(stage.data for stage in recipe.stage):
         yield from _have_set(name)
     _claim(recipe, folder)

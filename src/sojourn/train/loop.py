@@ -82,6 +82,7 @@ class Run:
         self.package, self.config, self.folder = package, config, folder
         self.family: Family = package.family.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema: Family = copy.deepcopy(self.family).eval().requires_grad_(False)
+        self.origin = copy.deepcopy(self.ema) if config.blend else None
         self.phases = self.family.phases()
         self.feed = Feed(package, data, config.seed, folder, config.cache)
         lazy: dict[tuple[str, ...], int] = {}
@@ -174,7 +175,7 @@ class Run:
             best = packages.load(source, verify=False)
             self.write_package(target, best.family, best.card, source / "sheet.png")
         else:
-            self.write_package(target, self.ema)
+            self.write_package(target, self.given())
         safefile.write_bytes(self.folder / "done", f"{self.seen}\n".encode())
         yield Artifact(name="package", path=str(target))
         yield Done(path=str(target), text=f"{self.seen:,} samples in {self.train_s:.0f} s")
@@ -323,15 +324,25 @@ class Run:
             if key.partition(".")[0] not in self.averaged:
                 target[key].copy_(value)
 
+    @torch.no_grad()
+    def given(self) -> Family:
+        """The averaged family as it is measured and kept: with config.blend, its mean with what it started from."""
+        if self.origin is None:
+            return self.ema
+        family = copy.deepcopy(self.ema)
+        torch._foreach_lerp_(list(family.parameters()), list(self.origin.parameters()), self.config.blend)
+        return family
+
     def snapshot(self) -> Iterator[Event]:
         """Held-out metric, sheet, best package, state; in this order, so that a kill repeats what was not saved."""
         self.follow()
-        values = held_out(self.ema, self.feed, self.config, self.micro)
+        family = self.given()
+        values = held_out(family, self.feed, self.config, self.micro)
         self.metrics = values
         self.record.add(values, 1)
         if row := self.record.flush(self.seen, self.config):
             yield Measured(seen=self.seen, values=row)
-        sheet = draw_sheet(self.package, self.ema, self.feed, self.config, self.folder / "sheets" / f"{self.seen:012d}")
+        sheet = draw_sheet(self.package, family, self.feed, self.config, self.folder / "sheets" / f"{self.seen:012d}")
         if sheet is not None:
             self.record.picture(self.seen, sheet)
             yield Preview(seen=self.seen, path=str(sheet))
@@ -339,7 +350,7 @@ class Run:
         chosen = score if self.family.keeps == "best" else None
         if chosen is not None and math.isfinite(chosen) and (self.best is None or chosen < self.best):
             self.best = chosen
-            self.write_package(self.folder / "best", self.ema)
+            self.write_package(self.folder / "best", family)
         self.save()
         yield Log.say(
             "snapshot at {seen:,} samples{score}",
