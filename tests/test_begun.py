@@ -250,8 +250,11 @@ def test_a_condition_that_is_not_heard_is_told(sets: dict[str, Path], tmp_path: 
         assert (expected in warned) is not heard
 
 
-def test_a_blend_is_the_mean_of_what_was_trained_and_what_it_began_with(sets: dict[str, Path], tmp_path: Path) -> None:
-    recipe = recipe_for("vae", sets)
+@pytest.mark.parametrize("name", ["vae", "dcgan"])
+def test_a_blend_is_the_mean_of_what_was_trained_and_what_it_began_with(
+    name: str, sets: dict[str, Path], tmp_path: Path
+) -> None:
+    recipe = recipe_for(name, sets)
     run(recipe, tmp_path / "first")
     start = tmp_path / "first" / "model" / "package"
     recipe.stage[0].train.seed = 1
@@ -262,7 +265,7 @@ def test_a_blend_is_the_mean_of_what_was_trained_and_what_it_began_with(sets: di
     folders = [start, tmp_path / "trained" / "model" / "package", tmp_path / "blended" / "model" / "package"]
     began, trained, blended = (load_file(folder / "weights.safetensors") for folder in folders)
     assert all(not torch.equal(trained[key], began[key]) for key in began if key.endswith("weight"))
-    for key, value in blended.items():
+    for key, value in (item for item in blended.items() if item[1].is_floating_point()):
         torch.testing.assert_close(value, 0.75 * trained[key] + 0.25 * began[key], rtol=1e-5, atol=1e-6)
 
 
@@ -275,3 +278,14 @@ def test_a_blend_with_nothing_is_refused_before_any_stage_trains(sets: dict[str,
     assert not list(tmp_path.iterdir())
     recipe.stage[1].start = "model"
     run(recipe, tmp_path)
+
+
+def test_a_blend_of_spectral_norms_keeps_their_directions_at_unit_length(sets: dict[str, Path], tmp_path: Path) -> None:
+    recipe = recipe_for("dcgan", sets)
+    recipe.stage[0].model["spectral"] = True
+    run(recipe, tmp_path / "first")
+    recipe.stage[0].train.seed, recipe.stage[0].train.blend = 1, 0.5
+    run(recipe, tmp_path / "blended", tmp_path / "first" / "model" / "package")
+    tensors = load_file(tmp_path / "blended" / "model" / "package" / "weights.safetensors")
+    lengths = torch.stack([value.norm() for key, value in tensors.items() if key.endswith((".u", ".v"))])
+    torch.testing.assert_close(lengths, torch.ones(len(lengths)), rtol=0, atol=1e-4)

@@ -23,6 +23,7 @@ from sojourn.config import TrainConfig
 from sojourn.data.dataset import PackedSet
 from sojourn.errors import ConfigError, OutOfRoom, TrainingFailed
 from sojourn.families.base import Family, Phase
+from sojourn.nets import spectral
 from sojourn.package import Package
 from sojourn.schema import Artifact, Card, Done, Event, Log, Measured, Metric, Preview, Progress
 from sojourn.train import begun, state
@@ -329,8 +330,11 @@ class Run:
         """The averaged family as it is measured and kept: with config.blend, its mean with what it started from."""
         if self.origin is None:
             return self.ema
-        family = copy.deepcopy(self.ema)
-        torch._foreach_lerp_(list(family.parameters()), list(self.origin.parameters()), self.config.blend)
+        family, origin = copy.deepcopy(self.ema), self.origin.state_dict()
+        for key, value in family.state_dict().items():
+            if value.is_floating_point():  # running statistics and codebooks belong to the weights
+                value.lerp_(origin[key], self.config.blend)
+        spectral.advance(family)  # the mean of two directions has not their length
         return family
 
     def snapshot(self) -> Iterator[Event]:
