@@ -25,7 +25,7 @@ def test_models_and_queue_show_what_there_is(tab: Tab) -> None:
     request = {"recipe": "dcgan", "overrides": ["data=no-such-set"], "to": f"none{time.time_ns()}"}
     job = page.request.post("/api/v1/jobs", data={"kind": "train", "request": request}).json()["id"]
     page.select_option("#recipe-name", "emoji")
-    page.locator("#recipe-fields legend", has_text="shortcut").wait_for(state="attached")
+    page.locator("#recipe-fields legend", has_text="few · shortcut").wait_for(state="attached")
     legends = page.locator("#recipe-fields legend").all_text_contents()
     assert [legend.split(" · ")[0] for legend in legends] == [s.name for s in config.load_recipe("emoji").stage]
     assert page.locator("#recipe-fields input[data-key='tower.seen']").count() == 1
