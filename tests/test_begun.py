@@ -269,6 +269,8 @@ def test_a_blend_is_the_mean_of_what_was_trained_and_what_it_began_with(
         torch.testing.assert_close(value, 0.75 * trained[key] + 0.25 * began[key], rtol=1e-5, atol=1e-6)
     told, before = (json.loads((folder / "card.json").read_text())["metrics"] for folder in (folders[2], folders[1]))
     assert told != before, "the numbers of its card are its own"
+    pictures = [(folder / "sheet.png").read_bytes() for folder in folders[1:]]
+    assert pictures[0] != pictures[1], "and so is its sheet"
 
 
 def test_a_blend_with_nothing_is_refused_before_any_stage_trains(sets: dict[str, Path], tmp_path: Path) -> None:
