@@ -175,6 +175,7 @@ def test_options_reach_the_walk() -> None:
     base = draw()
     for change in (
         {"steps": 5}, {"guidance": 5.0}, {"guidance_low": 0.9}, {"guidance_high": 0.9}, {"shift": 3.0},
+        {"label_weight": 2.0},
         {"sampler": "euler"}, {"sampler": "heun"}, {"sampler": "langevin"},
     ):  # fmt: skip
         assert not torch.equal(draw(**change), base), change

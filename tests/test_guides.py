@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -102,6 +103,51 @@ def test_weights_sum_conditions() -> None:
 def test_weights_and_negative_join() -> None:
     guides = [g.negative(labels(2)), g.weights([(labels(4), 0.5), (labels(8), 0.5)])]
     assert ask(g.compose(Means(), guides, g.Strength(2.0)), labels(0)) == [1 + 2 * (0.5 * 1 + 0.5 * 3)]
+
+
+class Worded(Means):
+    """Data N(1000, 1) without text, else N(100 text + 10 text * label, 1); where the label is not given, it is 0."""
+
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        assert cond.pooled is not None
+        label = super().__call__(x, sigma, replace(cond, pooled=None)) - x / (1 + sigma[:, None] ** 2)
+        share = sigma[:, None] ** 2 / (1 + sigma[:, None] ** 2)
+        return torch.where(cond.pooled > 0, cond.pooled * (100 * share + 10 * label), 1000 * share)
+
+
+def worded(*pairs: tuple[int, float]) -> Cond:
+    return Cond(
+        labels=torch.tensor([[label] for label, _ in pairs]), pooled=torch.tensor([[word] for _, word in pairs])
+    )
+
+
+def test_labels_that_weigh_more_than_words_pull_away_from_the_same_words_below_the_edges() -> None:
+    """1000 + 3 (100 - 1000) + 3 * 2 * 20 of a label 2, a fifth of it at sigma 1/2. Else as it was."""
+    cond, net = worded((2, 1.0), (-1, 1.0)), Worded()
+    heavy, even = (g.compose(net, (), g.Strength(3.0, labels=weight)) for weight in (2.0, 1.0))
+    assert ask(heavy, cond, 0.5) == pytest.approx([(1000 - 2700 + 120) / 5, (1000 - 2700) / 5])
+    assert net.rows == [6]
+    assert ask(heavy, cond, 0.7) == ask(even, cond, 0.7)
+    assert ask(heavy, worded((-1, 1.0)), 0.5) == ask(even, worded((-1, 1.0)), 0.5)
+    assert net.rows == [6, 4, 4, 2, 2]
+
+
+def test_heavy_labels_leave_words_their_weight_at_any_guidance() -> None:
+    """At guidance 1, which is in the weights of strides: 100 + 1 * 3 * 20, in two passes. At 0 nothing pulls."""
+    cond, net = worded((2, 1.0)), Worded()
+    assert ask(g.compose(net, (), g.Strength(1.0, labels=3.0)), cond, 0.5) == pytest.approx([160 / 5])
+    assert net.rows == [2]
+    assert ask(g.compose(net, (), g.Strength(0.0, labels=3.0)), cond, 0.5) == pytest.approx([1000 / 5])
+
+
+def test_heavy_labels_join_weights_and_a_negative() -> None:
+    """130 + 2 (0.5 (100 - 130) + 0.5 * 3 * 20 + 0.5 (200 - 130) + 0.5 * 3 * 40)."""
+    guides = [
+        g.negative(worded((3, 1.0))),
+        g.weights([(worded((2, 1.0)), 0.5), (worded((2, 2.0)), torch.tensor([0.5]))]),
+    ]
+    found = ask(g.compose(Worded(), guides, g.Strength(2.0, labels=3.0)), worded((2, 1.0)), 0.5)
+    assert found == pytest.approx([(130 + 2 * (-15 + 30 + 35 + 60)) / 5])
 
 
 def test_prompt_guides_work_alone() -> None:

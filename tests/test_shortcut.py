@@ -63,6 +63,23 @@ def test_a_walk_of_strides_asks_once_a_step_and_says_the_stride(steps: int) -> N
     assert {len(labels) for labels in asked} == {4}, "other guidance than was learnt needs the empty condition too"
 
 
+def test_heavy_labels_ask_strides_too_once_edges_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strides of 1/4 begin at t = 1, 3/4, 1/2 and 1/4: only the last one is below t = 2/5, and is asked twice."""
+    _, short = pair(strides=2)
+    asked: list[int] = []
+    inner = short.velocity
+    monkeypatch.setattr(short, "velocity", lambda x, t, c, stride: asked.append(len(x)) or inner(x, t, c, stride))
+    cond = Cond(labels=torch.tensor([[3], [7]]))
+    even = list(short.sample(cond, Noise([1, 2]), Shortcut.Options(steps=4)))
+    heavy = list(short.sample(cond, Noise([1, 2]), Shortcut.Options(steps=4, label_weight=3.0)))
+    assert asked == [2, 2, 2, 2, 2, 2, 2, 4]
+    walk = short.walk(Shortcut.Options(steps=4))
+    with torch.no_grad():
+        told, bare = (walk.denoise(even[-2].x, walk.levels[-2].expand(2), c) for c in (cond, cond.null()))
+    torch.testing.assert_close(even[-1].x, told)
+    torch.testing.assert_close(heavy[-1].x, told + 2 * (told - bare))
+
+
 def test_a_negative_prompt_takes_the_flows_walk_and_a_picture_the_shortest_strides() -> None:
     flow, short = pair(strides=3)
     cond, other = Cond(labels=torch.tensor([[3], [7]])), Cond(labels=torch.tensor([[5], [5]]))

@@ -2,7 +2,8 @@
 
 `compose` puts them together, innermost first, whatever the order they are given in:
 
-    1. prompt guidance   `cfg` strength, an `interval` of noise levels, a `negative` and `weights`: one batched pass
+    1. prompt guidance   `cfg` strength, an `interval` of noise levels, what labels weigh, a `negative` and `weights`:
+                         one batched pass
     2. other guides      in the order given; one that has only an energy bends x0 down its gradient (`descend`)
     3. `mask`            puts the known part of a picture over whatever the others wished
     4. `source`          stands in for all of them above its starting noise level, where `begin` starts the walk
@@ -46,6 +47,10 @@ class SourceGuide(Guide):
     """Sigma above which the source stands in for x0."""
 
 
+EDGES = 2 / 3
+"""Sigma (data of unit variance) below which layout stands and edges and shades, which tell styles apart, are drawn."""
+
+
 @dataclass(frozen=True)
 class Strength:
     """How hard classifier-free guidance pulls, and where in the walk."""
@@ -56,6 +61,10 @@ class Strength:
     """Sigma below which guidance is 1."""
     high: float | None = None
     """Sigma above which guidance is 1. None = no bound. Source: Kynkäänniemi et al. 2024, eq. 5."""
+    labels: float = 1.0
+    """Weight of labels beside text, for sigma below `EDGES`: the pull away from the same text without them, in pulls of
+    guidance. 1 = as that of the text. Source: Brooks et al. 2023 (InstructPix2Pix), eq. 3, with the text for a source.
+    """
 
     def at(self, sigma: Tensor) -> Tensor:
         """Guidance of each row, (b,)."""
@@ -63,6 +72,10 @@ class Strength:
         if self.high is not None:
             inside = inside & (sigma <= self.high)
         return torch.where(inside, torch.as_tensor(self.guidance, dtype=sigma.dtype, device=sigma.device), 1.0)
+
+    def beyond(self, sigma: Tensor) -> Tensor:
+        """What labels weigh more than text in each row, (b,)."""
+        return torch.where(sigma < EDGES, self.labels - 1.0, torch.zeros_like(sigma))
 
 
 def compose(denoise: Denoise, guides: Sequence[Guide] = (), strength: Strength | None = None) -> Denoise:
@@ -98,24 +111,30 @@ def prompted(denoise: Denoise, strength: Strength, terms: Terms = (), away: Cond
     """away + guidance * sum of weight_i * (term_i - away), all in one forward pass of the rows that need it.
 
     Source: Ho & Salimans 2022, eq. 6; Liu et al. 2022 (composable diffusion), eq. 11. Without terms, negative or any
-    row with a condition, and where guidance is 1, this is one plain pass.
+    row with a condition, and where guidance is 1, this is one plain pass. Labels that weigh more than text add
+    guidance * weight_i * (labels - 1) * (term_i - term_i without labels).
     """
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
-        guidance = strength.at(sigma)
-        if not terms and (bool((guidance == 1).all()) or (away is None and not given(cond))):
+        guidance, beyond = strength.at(sigma), strength.beyond(sigma)
+        stressed = bool(beyond.any()) and any(labelled(part) for part in (cond, *(term for term, _ in terms)))
+        plain = not terms and (bool((guidance == 1).all()) or (away is None and not given(cond)))
+        if plain and not stressed:
             return denoise(x, sigma, cond)
         cond = cond if cond.rows else (away or terms[0][0]).null()
-        base = cond.null() if away is None else matched(away, cond)
-        parts = [matched(part, cond) for part, _ in terms] or [cond]
-        weights = [weight for _, weight in terms] or [1.0]
+        base = cond if plain else cond.null() if away is None else matched(away, cond)
+        parts = [(matched(part, cond), torch.as_tensor(weight).to(x)) for part, weight in terms or [(cond, 1.0)]]
+        if stressed:
+            none = torch.zeros(cond.rows, dtype=torch.bool)
+            bare = [(part.where(none, "labels"), -beyond * weight) for part, weight in parts]
+            parts = [] if plain else [(part, (1 + beyond) * weight) for part, weight in parts]
+            parts += bare
         k = len(parts) + 1
-        rows = denoise(x.repeat(k, *(1 for _ in x.shape[1:])), sigma.repeat(k), Cond.cat([base, *parts]))
-        first, *rest = rows.chunk(k)
-        out = first
-        for part, weight in zip(rest, weights, strict=True):
-            pull = guidance * torch.as_tensor(weight, dtype=x.dtype, device=x.device)  # (b,)
-            out = out + like(pull, x) * (part - first)
+        conds = Cond.cat([base, *(part for part, _ in parts)])
+        first, *rest = denoise(x.repeat(k, *(1 for _ in x.shape[1:])), sigma.repeat(k), conds).chunk(k)
+        out: Tensor = first
+        for row, (_, weight) in zip(rest, parts, strict=True):
+            out = out + like(guidance * weight, x) * (row - first)  # the pull, (b,)
         return out
 
     return guided
@@ -261,10 +280,15 @@ def descend(denoise: Denoise, fn: Energy) -> Denoise:
     return bent
 
 
+def labelled(cond: Cond) -> bool:
+    """Whether any row has a label."""
+    return cond.labels is not None and bool((cond.labels >= 0).any())
+
+
 def given(cond: Cond) -> bool:
     """Whether any row has a label or a text."""
     return (
-        (cond.labels is not None and bool((cond.labels >= 0).any()))
+        labelled(cond)
         or (cond.pooled is not None and bool(cond.pooled.any()))
         or (cond.token_mask is not None and bool(cond.token_mask.any()))
     )

@@ -96,6 +96,9 @@ class DiffusionOptions(BaseOptions):
     """Noise (sigma) below which guidance is off. 0 = never."""
     guidance_high: float | None = Field(None, gt=0)
     """Noise (sigma) above which guidance is off. None = never."""
+    label_weight: float = Field(1.0, ge=0, le=10)
+    """How hard labels (a style) pull against the words, where edges are drawn (sigma below 2/3), at half as much time
+    again there. 1 = as the words, more = a clearer style."""
     sampler: Literal["euler", "heun", "dpmpp_2m", "langevin"] = "dpmpp_2m"
     """heun and langevin evaluate the net twice a step."""
 
@@ -171,7 +174,7 @@ class Diffusion(Family):
 
     def walk(self, options: DiffusionOptions, guides: Sequence[Guide] = ()) -> Walk:
         """What a walk of these options under these guides is made of."""
-        strength = Strength(options.guidance, options.guidance_low, options.guidance_high)
+        strength = Strength(options.guidance, options.guidance_low, options.guidance_high, options.label_weight)
         levels = self.path.sigmas(options.steps)
         return Walk(self.path.denoiser(self.predict), strength, levels, SAMPLERS[options.sampler])
 

@@ -182,7 +182,8 @@ class Shortcut(Flow):
         def net(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
             return self.velocity(x, t, cond, torch.full((len(t),), number, device=t.device))
 
-        return Walk(self.path.denoiser(net), Strength(options.guidance / config.guided), flow_sigmas(steps), euler)
+        strength = Strength(options.guidance / config.guided, labels=options.label_weight)
+        return Walk(self.path.denoiser(net), strength, flow_sigmas(steps), euler)
 
 
 def part(share: float, count: int) -> int:
