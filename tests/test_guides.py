@@ -150,7 +150,57 @@ def test_heavy_labels_join_weights_and_a_negative() -> None:
     assert found == pytest.approx([(130 + 2 * (-15 + 30 + 35 + 60)) / 5])
 
 
+def lacking(*shares: float) -> Callable[[Tensor], Tensor]:
+    return lambda x0: torch.tensor(shares)
+
+
+def test_words_that_a_row_lacks_pull_away_from_the_same_without_them_above_the_edges() -> None:
+    """0 + 3 * 4/2, and where half is missing 3 * 2 * 0.5 (4/2 - 2/2) more; one pass more, and none if nothing is."""
+    means = Means()
+    missed = g.colours(labels(2, 2), lacking(0.5, 0.0))
+    assert ask(g.compose(means, [missed], g.Strength(3.0, colours=3.0)), labels(4, 4)) == [9.0, 6.0]
+    assert means.rows == [4, 2]
+    for strength, guide, sigma in (
+        (g.Strength(3.0, colours=3.0), g.colours(labels(2, 2), lacking(0.0, 0.0)), 1.0),
+        (g.Strength(3.0), missed, 1.0),
+        (g.Strength(3.0, colours=3.0), missed, 0.66),
+    ):
+        means = Means()
+        assert ask(g.compose(means, [guide], strength), labels(4, 4), sigma) == ask(
+            g.compose(Means(), (), strength), labels(4, 4), sigma
+        )
+        assert means.rows == [4]
+
+
+def test_what_is_missed_is_looked_for_in_the_guided_sample_and_by_row() -> None:
+    seen: list[Tensor] = []
+
+    def lack(x0: Tensor) -> Tensor:
+        seen.append(x0)
+        return torch.ones(2)
+
+    denoise = g.compose(Means(), [g.colours(labels(2, 2), lack)], g.Strength(3.0, colours=2.0))
+    out = denoise(torch.zeros(2, 1), torch.tensor([1.0, 0.5]), labels(4, 4)).flatten()
+    assert out.tolist() == pytest.approx([6 + 3 * (2 - 1), 3 * 4 / 5])
+    assert seen[0].flatten().tolist() == pytest.approx([6, 3 * 4 / 5])
+
+
+def test_missed_words_at_guidance_1_and_with_a_negative_and_heavy_labels() -> None:
+    """4/2 + 1 * 2 * 0.5 (4/2 - 2/2); 3/2 + 3 (4/2 - 3/2) + 3 * 2 * 0.5 (4/2 - 2/2); weighted parts are as they are."""
+    missed = g.colours(labels(2), lacking(0.5))
+    assert ask(g.compose(Means(), [missed], g.Strength(1.0, colours=3.0)), labels(4)) == [3.0]
+    assert ask(g.compose(Means(), [missed, g.negative(labels(3))], g.Strength(3.0, colours=3.0)), labels(4)) == [6.0]
+    parts = g.weights([(labels(4), 1.0)])
+    assert ask(g.compose(Means(), [missed, parts], g.Strength(3.0, colours=3.0)), labels(4)) == [6.0]
+    both = g.Strength(3.0, colours=3.0, labels=2.0)
+    cond, bare = worded((2, 1.0)), g.colours(worded((2, 0.5)), lacking(1.0))
+    late, early = (ask(g.compose(Worded(), [bare], both), cond, sigma)[0] for sigma in (0.5, 1.0))
+    assert late == pytest.approx((1000 - 2700 + 120 / 2) / 5 + 60 / 5)
+    assert early == pytest.approx(500 + 3 * (60 - 500) + 3 * 2 * (60 - 30))
+
+
 def test_prompt_guides_work_alone() -> None:
+    assert ask(g.colours(labels(2), lacking(1.0), g.Strength(3.0, colours=2.0)).denoise(Means()), labels(4)) == [9.0]
     assert ask(g.negative(labels(3), 2.0).denoise(Means()), labels(4)) == [2.5]
     assert ask(g.weights([(labels(4), 1.0)], 2.0).denoise(Means()), labels(4)) == [4.0]
 

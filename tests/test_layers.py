@@ -16,7 +16,7 @@ LAYERS = [
     {"types", "schema", "safefile"},
     {"prompt", "grammar", "config", "registry", "card", "archive", "weights", "blank"},
     {"nets", "data"},
-    {"diffusion", "codecs", "conditioners", "vocabulary"},
+    {"diffusion", "codecs", "conditioners", "vocabulary", "colours"},
     {"families"},
     {"package"},
     {"train", "wishes", "picture"},

@@ -80,6 +80,23 @@ def test_heavy_labels_ask_strides_too_once_edges_are_drawn(monkeypatch: pytest.M
     torch.testing.assert_close(heavy[-1].x, told + 2 * (told - bare))
 
 
+def test_strides_are_held_to_what_a_picture_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three strides of four begin above t = 2/5: one more pass each while something is missing."""
+    _, short = pair(strides=2)
+    asked: list[int] = []
+    inner = short.velocity
+    monkeypatch.setattr(short, "velocity", lambda x, t, c, stride: asked.append(len(x)) or inner(x, t, c, stride))
+    cond, bare = (Cond(labels=torch.tensor(rows)) for rows in ([[3], [7]], [[5], [5]]))
+    missed = guidance.colours(bare, lambda x0: torch.tensor([1.0, 0.0]))
+    plain, held = (
+        list(short.sample(cond, Noise([1, 2]), Shortcut.Options(steps=4, colour_weight=weight), [missed]))[-1].x
+        for weight in (1.0, 3.0)
+    )
+    assert asked == [2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]
+    assert not torch.allclose(held[0], plain[0], atol=1e-3)
+    torch.testing.assert_close(held[1], plain[1])
+
+
 def test_a_negative_prompt_takes_the_flows_walk_and_a_picture_the_shortest_strides() -> None:
     flow, short = pair(strides=3)
     cond, other = Cond(labels=torch.tensor([[3], [7]])), Cond(labels=torch.tensor([[5], [5]]))

@@ -12,6 +12,8 @@ from PIL import Image, ImageColor
 from torch import Tensor
 
 from sojourn import prompt as grammar
+from sojourn.colours import coloured
+from sojourn.data.styles import MONO_STYLES, find_style
 from sojourn.data.variety import COLOURS
 from sojourn.diffusion import guidance, rules
 from sojourn.errors import InvalidInput, Unsupported
@@ -24,6 +26,10 @@ RULES = frozenset({"palette", "symmetry", "place", "judge"})
 STRICTNESS = {"class": 4.0, "words": 60.0}
 """Weight of what a judge says: of its cross-entropy of a class, of its 1 - cosine to words."""
 WHITE = (1.0, 1.0, 1.0)
+ENOUGH = 0.25
+"""Share of what is drawn that the colour of a thing has at least when nothing is missing."""
+AHEAD = 1.5
+"""How many times the largest share of a colour that nobody asked for."""
 OPEN = 0.1
 """A place of a mask may change from this share of white on."""
 
@@ -68,6 +74,7 @@ def conditions(package: Package, request: Request) -> tuple[Cond, list[Guide]]:
         cond = terms[0][0]  # the guide's terms take its place in the walk
     else:
         cond = _stirred(call([Prompt.plain(prompt.text, prompt.style) for prompt in prompts]), request)
+        guides += _colours(package, request)
     if len(first.no) > 1 and package.card.conditioner.id == "labels":
         raise InvalidInput(
             '"{name}" knows classes, and can leave out one of them; found {found}',
@@ -85,6 +92,39 @@ def conditions(package: Package, request: Request) -> tuple[Cond, list[Guide]]:
     if request.source is not None and request.mask is not None:
         _check_shapes(request.source, request.mask)
     return cond, guides
+
+
+def _colours(package: Package, request: Request) -> list[Guide]:
+    """What holds a walk to the colours that its prompts name, where any does."""
+    call = package.conditioner
+    if call.id != "text" or "denoise" not in package.family.guides:
+        return []
+    vocabulary = getattr(call, "vocabulary", None)
+    names = vocabulary.names if vocabulary else ()
+    found = [
+        None if find_style(prompt.style or "") in MONO_STYLES else coloured(prompt.text, names)
+        for prompt in request.prompts
+    ]
+    if not any(found):
+        return []
+    wanted = torch.zeros(len(found), len(COLOURS))
+    for row, told in enumerate(found):
+        if told:
+            wanted[row, list(told.colours)] = ENOUGH / told.things
+
+    def lack(x: Tensor) -> Tensor:
+        """What the colour that is farthest behind lacks, (b,) in 0..1."""
+        raw = package.codec.decode(x)
+        if raw.ndim != 4 or raw.shape[1] < 3:
+            return torch.zeros(len(x))
+        shares, least = rules.shares(raw), wanted.to(raw)  # (b, colours)
+        other = shares.where(least == 0, 0).amax(1, keepdim=True)
+        need = torch.maximum(least, AHEAD * other)
+        return ((1 - shares / need.clamp(min=1e-6)).clamp(min=0) * (least > 0)).amax(1)
+
+    bare = [told.bare if told else prompt.text for told, prompt in zip(found, request.prompts, strict=True)]
+    plain = [Prompt.plain(text, prompt.style) for text, prompt in zip(bare, request.prompts, strict=True)]
+    return [guidance.colours(_stirred(call(plain), request), lack)]
 
 
 def _check_shapes(source: Image.Image, mask: Image.Image) -> None:

@@ -3,7 +3,7 @@
 `compose` puts them together, innermost first, whatever the order they are given in:
 
     1. prompt guidance   `cfg` strength, an `interval` of noise levels, what labels weigh, a `negative` and `weights`:
-                         one batched pass
+                         one batched pass; `colours` that a row lacks: one more
     2. other guides      in the order given; one that has only an energy bends x0 down its gradient (`descend`)
     3. `mask`            puts the known part of a picture over whatever the others wished
     4. `source`          stands in for all of them above its starting noise level, where `begin` starts the walk
@@ -29,6 +29,16 @@ Terms = Sequence[tuple[Cond, Tensor | float]]
 
 
 @dataclass(frozen=True)
+class Missed:
+    """Words of the request whose effect can be seen in a picture: of its colour."""
+
+    bare: Cond
+    """The request (b rows) without them."""
+    lack: Callable[[Tensor], Tensor]
+    """x0 (b ...) -> (b,) in 0..1, how much of what they ask for is not there; 0 for a row without such words."""
+
+
+@dataclass(frozen=True)
 class PromptGuide(Guide):
     """A guide that changes what classifier-free guidance pulls to or away from; `compose` merges them."""
 
@@ -36,6 +46,8 @@ class PromptGuide(Guide):
     """Conditions with weights (b,), in place of the request's own. () = not changed."""
     away: Cond | None = None
     """The condition guidance pushes away from. None = the empty one."""
+    missed: Missed | None = None
+    """Words to pull harder for while the picture lacks what they ask for. None = none."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +60,8 @@ class SourceGuide(Guide):
 
 
 EDGES = 2 / 3
-"""Sigma (data of unit variance) below which layout stands and edges and shades, which tell styles apart, are drawn."""
+"""Sigma (data of unit variance) above which layout and colours are drawn, and below which they stand and edges and
+shades, which tell styles apart, are."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +74,9 @@ class Strength:
     """Sigma below which guidance is 1."""
     high: float | None = None
     """Sigma above which guidance is 1. None = no bound. Source: Kynkäänniemi et al. 2024, eq. 5."""
+    colours: float = 1.0
+    """Weight of `Missed` words beside the rest where all of what they ask for is missing, for sigma from `EDGES` up:
+    the pull away from the same text without them. 1 = as that of the rest."""
     labels: float = 1.0
     """Weight of labels beside text, for sigma below `EDGES`: the pull away from the same text without them, in pulls of
     guidance. 1 = as that of the text. Source: Brooks et al. 2023 (InstructPix2Pix), eq. 3, with the text for a source.
@@ -85,6 +101,7 @@ def compose(denoise: Denoise, guides: Sequence[Guide] = (), strength: Strength |
     """
     terms: Terms = ()
     away: Cond | None = None
+    missed: Missed | None = None
     once: set[str] = set()
     for guide in guides:
         if isinstance(guide, PromptGuide | SourceGuide):
@@ -94,7 +111,8 @@ def compose(denoise: Denoise, guides: Sequence[Guide] = (), strength: Strength |
         if isinstance(guide, PromptGuide):
             terms = guide.terms or terms
             away = guide.away if guide.away is not None else away
-    out = prompted(denoise, strength or Strength(), terms, away)
+            missed = guide.missed or missed
+    out = prompted(denoise, strength or Strength(), terms, away, missed)
     others = [guide for guide in guides if not isinstance(guide, PromptGuide)]
     for guide in sorted(others, key=lambda guide: _RANK.get(guide.name, 0)):
         if guide.denoise is not None:
@@ -107,20 +125,34 @@ def compose(denoise: Denoise, guides: Sequence[Guide] = (), strength: Strength |
 _RANK = {"mask": 1, "source": 2}
 
 
-def prompted(denoise: Denoise, strength: Strength, terms: Terms = (), away: Cond | None = None) -> Denoise:
+def prompted(
+    denoise: Denoise, strength: Strength, terms: Terms = (), away: Cond | None = None, missed: Missed | None = None
+) -> Denoise:
     """away + guidance * sum of weight_i * (term_i - away), all in one forward pass of the rows that need it.
 
     Source: Ho & Salimans 2022, eq. 6; Liu et al. 2022 (composable diffusion), eq. 11. Without terms, negative or any
     row with a condition, and where guidance is 1, this is one plain pass. Labels that weigh more than text add
-    guidance * weight_i * (labels - 1) * (term_i - term_i without labels).
+    guidance * weight_i * (labels - 1) * (term_i - term_i without labels). Words that are missed, in a request without
+    terms, add guidance * (colours - 1) * lack * (cond - cond without them), in a second pass where lack is not 0.
     """
+
+    def regained(x: Tensor, sigma: Tensor, cond: Cond, out: Tensor, own: Tensor) -> Tensor:
+        early = sigma >= EDGES
+        if missed is None or strength.colours == 1 or terms or not bool(early.any()):
+            return out
+        lack = torch.where(early, missed.lack(out).to(sigma), torch.zeros_like(sigma))  # (b,)
+        if not bool(lack.any()):
+            return out
+        pull = strength.at(sigma) * (strength.colours - 1) * lack
+        return out + like(pull, x) * (own - denoise(x, sigma, matched(missed.bare, cond)))
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         guidance, beyond = strength.at(sigma), strength.beyond(sigma)
         stressed = bool(beyond.any()) and any(labelled(part) for part in (cond, *(term for term, _ in terms)))
         plain = not terms and (bool((guidance == 1).all()) or (away is None and not given(cond)))
         if plain and not stressed:
-            return denoise(x, sigma, cond)
+            own = denoise(x, sigma, cond)
+            return regained(x, sigma, cond, own, own)
         cond = cond if cond.rows else (away or terms[0][0]).null()
         base = cond if plain else cond.null() if away is None else matched(away, cond)
         parts = [(matched(part, cond), torch.as_tensor(weight).to(x)) for part, weight in terms or [(cond, 1.0)]]
@@ -135,7 +167,7 @@ def prompted(denoise: Denoise, strength: Strength, terms: Terms = (), away: Cond
         out: Tensor = first
         for row, (_, weight) in zip(rest, parts, strict=True):
             out = out + like(guidance * weight, x) * (row - first)  # the pull, (b,)
-        return out
+        return regained(x, sigma, cond, out, first if plain else rest[0])
 
     return guided
 
@@ -168,6 +200,17 @@ def weights(terms: Terms, guidance: Tensor | float = 1.0) -> Guide:
     if not kept:
         raise InvalidInput("a weighted prompt has no terms; give at least one")
     return PromptGuide("weights", denoise=lambda denoise: prompted(denoise, Strength(guidance), kept), terms=kept)
+
+
+def colours(bare: Cond, lack: Callable[[Tensor], Tensor], strength: Strength | None = None) -> Guide:
+    """Words of colour pull harder while the picture lacks their colour; see `Missed` and `Strength.colours`.
+
+    strength is used only outside `compose`, which has its own.
+    """
+    missed = Missed(bare, lack)
+    return PromptGuide(
+        "colours", denoise=lambda denoise: prompted(denoise, strength or Strength(), missed=missed), missed=missed
+    )
 
 
 def mask(x_source: Tensor, edit_mask: Tensor) -> Guide:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sojourn.data.variety import COLOURS, TO_LAB, TO_LMS
+
 Energy = Callable[[Tensor], Tensor]
 Place = Literal["left", "right", "top", "bottom", "centre"]
 
@@ -27,6 +29,11 @@ LUMA = (0.299, 0.587, 0.114)
 SHARE = 0.1
 """Of a picture's numbers that count as independent. Neighbouring pixels say the same thing: all of them together would
 drown every other wish."""
+
+GROUND, PALE = 0.93, 0.04
+"""Lightness of OKLab from which, and chroma up to which, a pixel is of the white ground."""
+SHADE = 0.5
+"""What a difference of lightness counts beside one of hue, when a colour is named."""
 
 
 def known(x: Tensor, keep: Tensor, tolerance: float = TOLERANCE) -> Energy:
@@ -98,6 +105,29 @@ def alike(embed: Callable[[Tensor], Tensor], wanted: Tensor, weight: float) -> E
         return weight * (1 - F.cosine_similarity(embed(raw), wanted.to(raw), dim=1))
 
     return energy
+
+
+def shares(raw: Tensor) -> Tensor:
+    """Share of each of `COLOURS` in what is drawn of pictures (b, 3 or 4, h, w): (b, colours), 0 where nothing is.
+
+    Each pixel that is not of the white ground has the colour that is nearest in OKLab. Source: Ottosson 2020.
+    """
+    table = _oklab(torch.tensor([colour.rgb for colour in COLOURS]).to(raw) / 127.5 - 1)  # (k, 3)
+    lab = _oklab(opaque(raw).flatten(2).transpose(1, 2))  # (b, n, 3)
+    drawn = (lab[..., 0] < GROUND) | (lab[..., 1:].norm(dim=2) > PALE)
+    gap = (lab[:, :, None] - table) * table.new_tensor((SHADE, 1.0, 1.0))
+    near = F.one_hot(gap.square().sum(3).argmin(2), len(table)) * drawn[:, :, None]  # (b n k)
+    out: Tensor = near.sum(1) / drawn.sum(1, keepdim=True).clamp(min=1)
+    return out
+
+
+def _oklab(rgb: Tensor) -> Tensor:
+    """sRGB (..., 3) in [-1, 1] to OKLab."""
+    x = (rgb.clamp(-1, 1) + 1) / 2
+    linear = torch.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
+    lms = linear @ torch.from_numpy(TO_LMS.T).to(x)
+    lab: Tensor = lms.clamp(min=0).pow(1 / 3) @ torch.from_numpy(TO_LAB.T).to(x)
+    return lab
 
 
 def opaque(raw: Tensor) -> Tensor:

@@ -96,6 +96,9 @@ class DiffusionOptions(BaseOptions):
     """Noise (sigma) below which guidance is off. 0 = never."""
     guidance_high: float | None = Field(None, gt=0)
     """Noise (sigma) above which guidance is off. None = never."""
+    colour_weight: float = Field(1.0, ge=1, le=10)
+    """How hard the colour of a thing (a red house) pulls while the picture has too little of it, where layout is drawn
+    (sigma above 2/3), at half as much time again there. For things on white. 1 = as the other words."""
     label_weight: float = Field(1.0, ge=0, le=10)
     """How hard labels (a style) pull against the words, where edges are drawn (sigma below 2/3), at half as much time
     again there. 1 = as the words, more = a clearer style."""
@@ -174,9 +177,9 @@ class Diffusion(Family):
 
     def walk(self, options: DiffusionOptions, guides: Sequence[Guide] = ()) -> Walk:
         """What a walk of these options under these guides is made of."""
-        strength = Strength(options.guidance, options.guidance_low, options.guidance_high, options.label_weight)
-        levels = self.path.sigmas(options.steps)
-        return Walk(self.path.denoiser(self.predict), strength, levels, SAMPLERS[options.sampler])
+        o = options
+        strength = Strength(o.guidance, o.guidance_low, o.guidance_high, o.colour_weight, o.label_weight)
+        return Walk(self.path.denoiser(self.predict), strength, self.path.sigmas(o.steps), SAMPLERS[o.sampler])
 
     @torch.no_grad()
     def sample(self, cond: Cond, noise: Noise, options: BaseOptions, guides: Sequence[Guide] = ()) -> Iterator[Step]:

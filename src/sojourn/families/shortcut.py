@@ -182,7 +182,8 @@ class Shortcut(Flow):
         def net(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
             return self.velocity(x, t, cond, torch.full((len(t),), number, device=t.device))
 
-        strength = Strength(options.guidance / config.guided, labels=options.label_weight)
+        guidance = options.guidance / config.guided
+        strength = Strength(guidance, colours=options.colour_weight, labels=options.label_weight)
         return Walk(self.path.denoiser(net), strength, flow_sigmas(steps), euler)
 
 
