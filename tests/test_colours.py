@@ -42,7 +42,9 @@ def model() -> sojourn.Model:
     ("a red cat and a blue dog", "a cat and a dog", (RED, BLUE), 2),
     ("a red cat to the left of a red dog", "a cat to the left of a dog", (RED,), 2),
     ("红色的猫在蓝色的狗左边", "猫在狗左边", (RED, BLUE), 2),
-    ("a red cat and a dog", "a cat and a dog", (RED,), 2),
+    ("红房子和蓝房子。", "房子和房子", (RED, BLUE), 2),
+    ("一座红房子和蓝色的瓜", "一座房子和瓜", (RED, BLUE), 2),
+    ("a  red\thouse!", "a house", (RED,), 1),
     ("a white cat and a black dog", "a cat and a dog", (BLACK,), 2),
 ])  # fmt: skip
 def test_a_colour_before_a_thing_is_that_of_the_whole_thing(
@@ -51,11 +53,19 @@ def test_a_colour_before_a_thing_is_that_of_the_whole_thing(
     assert coloured(text, {"房子", "瓜", "黄瓜"}) == Coloured(bare, colours, things)
 
 
+@pytest.mark.parametrize(("text", "bare"), [
+    ("a red cat and a dog", "a cat and a dog"), ("红色的房子和黄瓜", "房子和黄瓜"),
+    ("a dog, a red cat", "a dog, a cat"),
+])  # fmt: skip
+def test_a_thing_without_a_colour_may_be_of_any(text: str, bare: str) -> None:
+    assert coloured(text, {"房子", "瓜", "黄瓜"}) == Coloured(bare, (RED,), 2, free=1)
+
+
 @pytest.mark.parametrize("text", [
     "", "house", "房子", "orange", "an orange", "绿色", "a white cat", "白色的猫", "a red and white cat",
     "a cat with a red hat", "a red house on a hill", "a red panda eating bamboo", "woman: red hair", "red-haired woman",
-    "红色头发的女孩", "a house, red", "hollow red circle", "黄瓜", "红绿灯", "a red blue cat", "a red house!",
-    "红色和蓝色的球",
+    "红色头发的女孩", "a house, red", "hollow red circle", "黄瓜", "红绿灯", "a red blue cat",
+    "红色和蓝色的球", "红色的房子和黑板",
 ])  # fmt: skip
 def test_a_colour_that_may_be_that_of_a_part_is_left_alone(text: str) -> None:
     assert coloured(text, {"瓜", "黄瓜"}) is None
@@ -106,6 +116,9 @@ def test_a_row_lacks_what_its_own_colours_lack(model: sojourn.Model, monkeypatch
     picture[:, :, :1, 4:] = (torch.tensor(COLOURS[GREEN].rgb) / 127.5 - 1).view(3, 1, 1)
     monkeypatch.setattr(model.package.codec, "decode", lambda x: picture)
     assert guide.missed.lack(torch.zeros(5, 4, 8, 8)).tolist() == pytest.approx([1, 0, 0, 1, 11 / 12], abs=1e-6)
+    (guide,) = guides(model, "a green cat and a banana")
+    monkeypatch.setattr(model.package.codec, "decode", lambda x: picture[:1])
+    assert guide.missed.lack(torch.zeros(1, 4, 8, 8)).tolist() == pytest.approx([1 - (4 / 36) / 0.125], abs=1e-6)
     few = torch.ones(1, 3, 8, 8)
     few[:, :, 0, 0] = 0.0
     few[:, :, 0, 1:5] = (torch.tensor(COLOURS[RED].rgb) / 127.5 - 1).view(3, 1)

@@ -21,6 +21,8 @@ class Coloured:
     """Places in `COLOURS`, without white, which nothing tells from the ground."""
     things: int
     """How many things the colours are shared among, those without a colour too."""
+    free: int = 0
+    """How many of them have no colour: they may be of any."""
 
 
 _EN = {word: at for at, colour in enumerate(COLOURS) for word in colour.en}
@@ -48,24 +50,31 @@ def coloured(text: str, names: Collection[str] = ()) -> Coloured | None:
     """What the text says of colours; None where it names none, or where one may be that of a part or of a place.
 
     names: of things. A colour of one character before one of them is read too, as long as both are not a name together:
-    红房子 is a house, 黄瓜 no melon.
+    红房子 is a house, 黄瓜 no melon. Where neither is a name, it may be a colour or not.
     """
-    plain = normalise_prompt(text)
-    if plain[1:] in names and plain not in names and plain[0] in _ZH:
-        plain = f"{plain[0]}色{plain[1:]}"
+    plain = re.sub(r"\s+", " ", normalise_prompt(text)).rstrip(" .!。~")
     pieces = _JOIN.split(plain)  # things and, between them, what joins them
     colours: list[int] = []
     for i in range(0, len(pieces), 2):
         thing = pieces[i].strip()
         if not thing:
             continue
-        found = _THING_EN.fullmatch(thing) or _THING_ZH.fullmatch(thing)
+        found = _THING_EN.fullmatch(thing) or _thing_zh(thing, names)
         if found is None or _PARTIAL.search(found["noun"]) or _EN.keys() & set(found["noun"].split()):
             return None
         colours.append((_EN | _ZH)[found["colour"]] if found["colour"] else -1)
         pieces[i] = pieces[i].replace(thing, _without(found))
     told = tuple(dict.fromkeys(colour for colour in colours if colour not in (-1, _WHITE)))
-    return Coloured("".join(pieces), told, len(colours)) if told else None
+    return Coloured("".join(pieces), told, len(colours), colours.count(-1)) if told else None
+
+
+def _thing_zh(thing: str, names: Collection[str]) -> re.Match[str] | None:
+    """What stands for a thing in Chinese; None where its first character may be a colour or not."""
+    found = _THING_ZH.fullmatch(thing)
+    if found is None or found["colour"] or found["noun"] in names or found["noun"][0] not in _ZH:
+        return found
+    first, rest = found["noun"][0], found["noun"][1:]
+    return _THING_ZH.fullmatch(f"{found['article'] or ''}{first}色{rest}") if rest in names else None
 
 
 def _without(found: re.Match[str]) -> str:

@@ -29,7 +29,7 @@ WHITE = (1.0, 1.0, 1.0)
 ENOUGH = 0.25
 """Share of what is drawn that the colour of a thing has at least when nothing is missing."""
 AHEAD = 1.5
-"""How many times the largest share of a colour that nobody asked for."""
+"""How many times the largest share of a colour that nobody asked for, where all things have a colour."""
 OPEN = 0.1
 """A place of a mask may change from this share of white on."""
 
@@ -108,9 +108,11 @@ def _colours(package: Package, request: Request) -> list[Guide]:
     if not any(found):
         return []
     wanted = torch.zeros(len(found), len(COLOURS))
+    ahead = torch.zeros(len(found), 1)
     for row, told in enumerate(found):
         if told:
             wanted[row, list(told.colours)] = ENOUGH / told.things
+            ahead[row] = 0 if told.free else AHEAD
 
     def lack(x: Tensor) -> Tensor:
         """What the colour that is farthest behind lacks, (b,) in 0..1."""
@@ -119,7 +121,7 @@ def _colours(package: Package, request: Request) -> list[Guide]:
             return torch.zeros(len(x))
         shares, least = rules.shares(raw), wanted.to(raw)  # (b, colours)
         other = shares.where(least == 0, 0).amax(1, keepdim=True)
-        need = torch.maximum(least, AHEAD * other)
+        need = torch.maximum(least, ahead.to(raw) * other)
         return ((1 - shares / need.clamp(min=1e-6)).clamp(min=0) * (least > 0)).amax(1)
 
     bare = [told.bare if told else prompt.text for told, prompt in zip(found, request.prompts, strict=True)]
