@@ -204,7 +204,10 @@ def test_errors_in_chinese(packages_folder: Path, here: Path, capsys: pytest.Cap
         (["keys", "jump"], "没有命令“jump”；sojourn keys --help"),
         (["train", "vae", "--run"], "--run 需要一个值"),
         (["train", "vae", "--nosuch"], "没有选项 --nosuch"),
-        (["sample", "vae", "-n", "x", "--out", "o"], "'-n' 不对"),
+        (["sample", "vae", "-n", "x", "--out", "o"], "'-n' 不对：'x' 不是整数"),
+        (["sample", "vae", "-n", "0", "--out", "o"], "'-n' 不对：0 不在"),
+        (["walk", "vae", "--fps", "x"], "'--fps' 不对：'x' 不是数"),
+        (["vary", __file__], "不是图片"),
     ],
 )
 def test_wrong_arguments_in_chinese(
@@ -392,6 +395,16 @@ def test_quoted_values_reach_the_parameter_they_are_of() -> None:
         ["sample", "{flow}", "--style", "x" * 120, "--out", "s", "-n", "2"],
         ["walk", "{flow}", "7", "--along", "steps=1..nan"],
         ["walk", "{flow}", "7", "--along", "steps=1..inf"],
+        ["walk", "{flow}", "7", "--fps", "nan"],
+        ["walk", "{flow}", ""],
+        ["walk", "{flow}", "7 --seed 3"],
+        ["walk", "{flow}", "7", "--out", "."],
+        ["walk", "{flow}", "7", "--out", "/proc/nowhere/a.webp"],
+        ["imagine", "7", "--model", "{flow}", "--out", "/proc/nowhere"],
+        ["imagine", "7 --place up", "--model", "{flow}", "--out", "new/folder"],
+        ["sample", "{flow}", "-n", "2", "--out", "s", "-o", "steps=0"],
+        ["sample", "{flow}", "-n", "2", "--out", "s", "--class", "3" * 3000],
+        ["sample", "{flow}", "-n", "2", "--out", "s", "--class", "3\0"],
     ],
 )
 def test_odd_values_are_one_line(

@@ -155,6 +155,12 @@ def test_finding_by_words_and_by_likeness(package: Path, photos: Path, tmp_path:
     again = Album(packages.load(package), photos, tmp_path)
     assert list(again.look()) == [], "remembered"
     assert np.array_equal(again.places, album.places)
+    kept = next((tmp_path / "albums").iterdir())
+    for damage in (b"", b"junk", kept.read_bytes()[:-40]):
+        kept.write_bytes(damage)
+        mended = Album(packages.load(package), photos, tmp_path)
+        assert list(mended.look()), "looked at again"
+        assert np.array_equal(mended.places, album.places)
     file.touch()
     (photos / "new.png").write_bytes(file.read_bytes())
     changed = Album(packages.load(package), photos, tmp_path)

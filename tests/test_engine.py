@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from sojourn import engine
-from sojourn.errors import InvalidInput, NotFound, PromptError, Unsupported
+from sojourn.again import replay
+from sojourn.errors import DataError, InvalidInput, NotFound, PromptError, Unsupported
 from sojourn.picture import Picture, read_recipe
 from sojourn.schema import Prompt
 from sojourn.wishes import conditions
@@ -121,7 +122,7 @@ def test_replay_of_ten_files_is_equal_to_the_pixel(
         path = picture.save(tmp_path / f"{i}.png")
         inputs = {"source": source, "mask": mask} if picture.recipe["inputs"] else {}
         inputs = {name: inputs[name] for name in picture.recipe["inputs"]}
-        again, gap = engine.replay(path, model=model, inputs=inputs)
+        again, gap = replay(path, model=model, inputs=inputs)
         assert gap == 0, f"{i}: {picture.recipe}"
         assert again.recipe == picture.recipe
 
@@ -132,15 +133,66 @@ def test_replay_notices_a_changed_pixel_and_a_wrong_source(models: dict[str, eng
     changed = picture.pil.copy()
     changed.putpixel((0, 0), 255 - int(changed.getpixel((0, 0))))  # type: ignore[arg-type]
     path = Picture(changed, picture.seed, picture.recipe).save(tmp_path / "a.png")
-    assert engine.replay(path, model=flow)[1] > 0
+    assert replay(path, model=flow)[1] > 0
     edited = flow.imagine("1", n=1, seed=9, source=picture.pil)[0].save(tmp_path / "b.png")
     with pytest.raises(InvalidInput, match="give the same one as --source"):
-        engine.replay(edited, model=flow)
+        replay(edited, model=flow)
     Image.new("L", (8, 8)).save(tmp_path / "c.png")
     with pytest.raises(InvalidInput, match="holds no recipe"):
-        engine.replay(tmp_path / "c.png", model=flow)
+        replay(tmp_path / "c.png", model=flow)
     with pytest.raises(NotFound, match="is not here"):
-        engine.replay(path)
+        replay(path)
+
+
+@pytest.mark.parametrize("wrong", [
+    {"rows": 10**9}, {"rows": 0}, {"row": 9}, {"row": -1}, {"threads": 0}, {"threads": 10**12}, {"threads": [1]},
+    {"strength": "x"}, {"inputs": {"x": "y"}}, {"inputs": 3}, {"options": 3}, {"seed": None}, {"prompt": "3 --n x"},
+], ids=str)  # fmt: skip
+def test_a_recipe_that_somebody_wrote_is_one_line(
+    wrong: dict[str, object], models: dict[str, engine.Model], tmp_path: Path
+) -> None:
+    picture = models["flow"].imagine("3", n=1, seed=5)[0]
+    path = Picture(picture.pil, picture.seed, {**picture.recipe, **wrong}).save(tmp_path / "a.png")
+    with pytest.raises(InvalidInput):
+        replay(path, model=models["flow"])
+
+
+def test_damaged_pixels_are_one_line(models: dict[str, engine.Model], tmp_path: Path) -> None:
+    path = models["flow"].imagine("3", n=1, seed=5)[0].save(tmp_path / "a.png")
+    data = path.read_bytes()
+    path.write_bytes(data[: data.index(b"IDAT") + 20])
+    with pytest.raises(DataError, match="truncated"):
+        replay(path, model=models["flow"])
+    size = data.index(b"IHDR") + 4
+    path.write_bytes(data[:size] + (60_000).to_bytes(4, "big") * 2 + data[size + 8 :])
+    with pytest.raises(InvalidInput):
+        replay(path, model=models["flow"])
+
+
+def test_a_picture_and_a_mask_may_be_given_as_they_were_uploaded(
+    models: dict[str, engine.Model], tmp_path: Path
+) -> None:
+    """An upload keeps no alpha that hides nothing; where a mask is transparent is where it may change."""
+    flow = models["flow"]
+    source = flow.imagine("5", n=1, seed=3)[0].pil.convert("RGB")
+    mask = Image.new("L", (8, 8), 0)
+    mask.paste(255, (0, 0, 8, 4))
+    clear = Image.merge("RGBA", [Image.new("L", (8, 8), 9)] * 3 + [mask.point(lambda v: 255 - v)])
+    path = flow.imagine("1", n=1, seed=9, source=source, mask=mask)[0].save(tmp_path / "a.png")
+    assert replay(path, model=flow, inputs={"source": source.convert("RGBA"), "mask": clear})[1] == 0
+    with pytest.raises(InvalidInput, match="--mask"):
+        replay(path, model=flow, inputs={"source": source, "mask": clear.convert("RGB")})
+    plain = flow.imagine("1", n=1, seed=9)[0].save(tmp_path / "b.png")
+    assert replay(plain, model=flow, inputs={"source": source, "mask": mask})[1] == 0, "it was drawn from none"
+
+
+def test_options_of_a_family_are_taken_by_name(models: dict[str, engine.Model]) -> None:
+    drawn = models["flow"].imagine("3", n=1, seed=5, sampler="euler", steps=7)[0]
+    assert (drawn.recipe["options"]["sampler"], drawn.recipe["options"]["steps"]) == ("euler", 7)
+    with pytest.raises(InvalidInput, match='options of "flow": label_weight is 99'):
+        models["flow"].imagine("3", n=1, label_weight=99)
+    with pytest.raises(InvalidInput, match="unknown parameter --sampling"):
+        models["flow"].imagine("3", n=1, sampling="euler")
 
 
 def test_a_file_holds_its_recipe_and_a_notebook_gets_a_picture(models: dict[str, engine.Model], tmp_path: Path) -> None:

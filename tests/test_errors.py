@@ -32,10 +32,12 @@ def templates() -> dict[str, str]:
             if isinstance(node, ast.Call) and node.args:
                 name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
                 answer = name in {"Refusal", "Denied"}
-                if name in RAISED | {"say", "warn"} or (answer and len(node.args) > 1):
+                if name in RAISED | {"say", "warn", "Refused"} or (answer and len(node.args) > 1):
                     first = node.args[1 if answer else 0]
                     if answer and not isinstance(first, ast.Constant) and "template" in ast.unparse(first):
                         continue  # an error of another layer becomes an answer
+                    if name == "Reason" and ast.unparse(first) == "self.reason":
+                        continue  # of a Refused, which are taken one by one
                     place = f"{path.name}:{node.lineno}"
                     assert isinstance(first, ast.Constant), f"{place}: the template must be a literal"
                     out[str(first.value)] = place

@@ -468,6 +468,12 @@ def test_prompts_of_ones_own_are_judged_by_the_label_each_names(model: Model, be
     turned = [(text, str(9 - int(label))) for text, label in asked]
     wrong, _ = measured(evaluate([model], replace(bench, count=20, asked=turned)))
     assert values(wrong)["prompts/R@1"] < values(found)["prompts/R@1"]
+    file.write_text("\n \n", encoding="utf-8")
+    with pytest.raises(InvalidInput, match="holds no prompt"):
+        listed(file)
+    file.write_text(f"3\t3\n{'3' * 3000}\t3\n", encoding="utf-8")
+    with pytest.raises(InvalidInput, match=r"line 2: .*3000 characters"):
+        listed(file)
     file.write_text("3 3\n", encoding="utf-8")
     with pytest.raises(InvalidInput, match='line 1: "3 3" is no prompt'):
         listed(file)

@@ -21,7 +21,7 @@ LAYERS = [
     {"package"},
     {"train", "wishes", "picture"},
     {"engine"},
-    {"measure", "film", "find"},
+    {"measure", "film", "find", "again"},
     {"studio", "migrations"},
     {"http"},
     {"cli"},

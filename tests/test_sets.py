@@ -10,7 +10,7 @@ import pytest
 
 from sojourn import registry
 from sojourn.config import Recipe, Stage, TrainConfig
-from sojourn.data.dataset import Item, LabelColumn, SetInfo, SetWriter
+from sojourn.data.dataset import Item, LabelColumn, PackedSet, SetInfo, SetWriter
 from sojourn.errors import ConfigError, DataError, SojournError, Unsupported
 from sojourn.schema import Done, Part
 from sojourn.train.build import run_recipe
@@ -38,6 +38,14 @@ def test_a_handful_of_pictures_is_refused_and_few_are_told(tmp_path: Path) -> No
         list(run_recipe(noise_recipe(classes(tmp_path / "few", ["a", "b"], 7)), tmp_path / "few-run"))
     said = list(run_recipe(noise_recipe(classes(tmp_path / "some", ["a", "b"], 40)), tmp_path / "some-run"))
     assert any("40 pictures are few" in getattr(event, "text", "") for event in said)
+
+
+@pytest.mark.parametrize("text", ["x\n", "", "3\n" * 40, '{"id": "a"}\n'])
+def test_damaged_rows_are_one_line(text: str, tmp_path: Path) -> None:
+    data = PackedSet(classes(tmp_path / "set", ["a", "b"], 40))
+    (data.folder / "rows.jsonl").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=r"is damaged \(rows.jsonl"):
+        _ = data.rows
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from sojourn import engine, film
+from sojourn.again import replay
 from sojourn.cli.main import run
 from sojourn.config import Recipe, Stage, TrainConfig
 from sojourn.diffusion import rules
@@ -233,11 +234,11 @@ def test_a_class_asked_of_a_judge_shows_in_what_an_unconditional_model_draws(
     assert np.mean(right) > 0.3, "chance is 0.1"
     path = pictures[2].save(tmp_path / "nine.png")
     assert pictures[2].recipe["judge"]
-    assert engine.replay(path, model=model)[1] == 0
+    assert replay(path, model=model)[1] == 0
     recipe = {**pictures[2].recipe, "judge": "0" * 64}
     other = Picture(pictures[2].pil, pictures[2].seed, recipe).save(tmp_path / "other.png")
     with pytest.raises(NotFound, match="is another package than the one"):
-        engine.replay(other, model=model)
+        replay(other, model=model)
 
 
 def test_wishes_that_cannot_be_met_are_told_in_one_line(

@@ -11,10 +11,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sojourn.again import replay
     from sojourn.config import Recipe, load_recipe
     from sojourn.data.dataset import PackedSet
     from sojourn.data.prepare import prepare
-    from sojourn.engine import Model, load, replay
+    from sojourn.engine import Model, load
     from sojourn.errors import SojournError
     from sojourn.package import Package, save, verify
     from sojourn.picture import Picture, Pictures
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Model": "engine", "Package": "package", "PackedSet": "data.dataset", "Picture": "picture", "Pictures": "picture",
     "Prompt": "schema", "Recipe": "config", "SojournError": "errors", "format": "prompt", "load": "engine",
-    "load_recipe": "config", "parse": "prompt", "prepare": "data.prepare", "register": "registry", "replay": "engine",
+    "load_recipe": "config", "parse": "prompt", "prepare": "data.prepare", "register": "registry", "replay": "again",
     "run_recipe": "train.build", "save": "package", "verify": "package",
 }  # fmt: skip
 

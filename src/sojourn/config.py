@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from sojourn import registry, safefile
 from sojourn.card import home
-from sojourn.errors import ConfigError, NotFound
+from sojourn.errors import ConfigError, NotFound, Reason
 from sojourn.schema import Part, Strict, reason
 
 T = TypeVar("T", bound=Strict)
@@ -234,7 +234,7 @@ def validated(model: type[T], data: Any, what: str) -> T:
         raise explain(error, model, what) from None
 
 
-def explain(error: ValidationError, model: type[Any], what: str) -> ConfigError:
+def explain(error: ValidationError, model: type[Any], what: str | Reason) -> ConfigError:
     """The first problem of a pydantic error as a one-line ConfigError."""
     first = error.errors()[0]
     place = safefile.printable(".".join(str(part) for part in first["loc"]), SHOWN)
@@ -255,7 +255,7 @@ def _short(value: Any) -> Any:
     return value if len(text) <= SHOWN else text[:SHOWN] + "…"
 
 
-def _no_setting(what: str, place: str, name: str, known: Iterable[str]) -> ConfigError:
+def _no_setting(what: str | Reason, place: str, name: str, known: Iterable[str]) -> ConfigError:
     """There is no setting `name` at `place`; the nearest of those known is told."""
     near = difflib.get_close_matches(name, list(known), 1)
     if not near:

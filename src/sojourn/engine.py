@@ -1,6 +1,6 @@
 """Draws from packages: prompts to rows, rows to walks, walks to media with a recipe each.
 
-Every result carries what it takes to draw it again; `replay` does so in the recorded geometry and compares pixels.
+Every result carries what it takes to draw it again (`again.replay`).
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from sojourn import prompt as grammar
 from sojourn.codecs.text import EOS, PAD, TextCodec
 from sojourn.config import explain
 from sojourn.data.styles import COLOUR_STYLES
-from sojourn.errors import InvalidInput, NotFound, Unsupported
+from sojourn.errors import InvalidInput, Reason, Unsupported
+from sojourn.grammar import PARAMETERS
 from sojourn.package import Package
-from sojourn.picture import Picture, Pictures, png, read_recipe
+from sojourn.picture import Picture, Pictures, png
 from sojourn.schema import Prompt
 from sojourn.types import Noise, Step
 from sojourn.wishes import RULES, Request, conditions, kept
@@ -121,8 +122,9 @@ class Model:
         return out
 
     def imagine(self, prompt: str | Prompt, *, n: int | None = None, seed: int | None = None, **more: Any) -> Pictures:
-        """Draw `n` (default 4) pictures; picture i has seed + i. `more`: a prompt's parameters, source, strength, mask.
+        """Draw `n` (default 4) pictures; picture i has seed + i.
 
+        more: a prompt's parameters, source, strength, mask, and options of the family: label_weight=3.
         Raises PromptError, InvalidInput or Unsupported with what was wrong.
         """
         request = self.request(prompt, n=n, seed=seed, **more)
@@ -133,6 +135,7 @@ class Model:
     def request(self, prompt: str | Prompt, **more: Any) -> Request:
         """A prompt (text or parsed) and overrides to rows: seeds drawn, styles chosen, what cannot be done refused."""
         extra = {key: more.pop(key) for key in ("source", "strength", "mask") if more.get(key) is not None}
+        own = {key: more.pop(key) for key in [*more] if key in self.family.Options.model_fields.keys() - PARAMETERS}
         asked = grammar.parse(prompt, allow_empty=True) if isinstance(prompt, str) else prompt
         asked = grammar.merge(asked, **more)
         grammar.require(asked, self.can, self.card.name)
@@ -143,7 +146,7 @@ class Model:
         rows = []
         for i, style in zip(range(count), self._styles(asked.style, seed, count), strict=True):
             rows.append(asked.model_copy(update={"n": 1, "seed": seed + i, "style": style, "model": None}))
-        options = {name: value for name in ("steps", "guidance") if (value := getattr(asked, name)) is not None}
+        options = own | {name: value for name in ("steps", "guidance") if (value := getattr(asked, name)) is not None}
         judge = packages.load(packages.find(asked.judge)) if asked.judge else None
         return Request(rows, [seed + i for i in range(count)], options, judge=judge, **extra)
 
@@ -197,7 +200,7 @@ class Model:
         try:
             return kind(**{**self.card.options, **request.options})
         except ValueError as error:
-            raise explain(error, kind, f'options of "{self.card.name}"') from None  # type: ignore[arg-type]
+            raise explain(error, kind, Reason('options of "{name}"', name=self.card.name)) from None  # type: ignore[arg-type]
 
     def decode(self, x: Tensor) -> list[Image.Image]:
         """Model space to pictures."""
@@ -308,81 +311,9 @@ def load(name: str | Path) -> Model:
     return Model(packages.load(packages.find(name)))
 
 
-def replay(
-    path: Path, *, model: Model | None = None, inputs: Mapping[str, Image.Image] | None = None
-) -> tuple[Picture, int]:
-    """Draw the picture in a file again from its recipe: the new one, and the largest pixel difference (0 = equal).
-
-    Raises InvalidInput when the file has no recipe, NotFound when its package is not here.
-    """
-    recipe = read_recipe(path)
-    try:
-        if model is None:
-            model = Model(packages.load(_by_identity(str(recipe["package"]), str(recipe["name"]))))
-        prompt = grammar.parse(str(recipe["prompt"]), allow_empty=True)
-        rows, row, seed = int(recipe["rows"]), int(recipe["row"]), int(recipe["seed"])
-        request = Request([prompt] * rows, [seed] * rows, dict(recipe["options"]))
-        if recipe.get("judge"):
-            request.judge = _judge(str(recipe["judge"]), str(prompt.judge))
-        wanted = dict(recipe.get("inputs") or {})
-    except (KeyError, TypeError, ValueError) as error:
-        raise InvalidInput('the recipe in "{path}" is damaged ({why})', path=path, why=error) from None
-    if not 0 <= row < rows <= ROWS_MAX:
-        raise InvalidInput('the recipe in "{path}" is damaged ({why})', path=path, why=f"row {row} of {rows}")
-    given = dict(inputs or {})
-    for name, digest in wanted.items():
-        if name not in given or hashlib.sha256(png(given[name], None)).hexdigest() != digest:
-            raise InvalidInput('"{path}" was drawn from a picture; give the same one as --{name}', path=path, name=name)
-    request.source, request.mask = given.get("source"), given.get("mask")
-    if recipe.get("strength") is not None:
-        request.strength = float(recipe["strength"])
-    threads = torch.get_num_threads()
-    torch.set_num_threads(int(recipe.get("threads", threads)))
-    try:
-        for last in model.walk(request):  # noqa: B007
-            pass
-        again = model.results(request, last)[row]
-    finally:
-        torch.set_num_threads(threads)
-    with Image.open(path) as before:
-        old = np.asarray(before.convert("RGBA"), np.int16)
-    new = np.asarray(again.pil.convert("RGBA"), np.int16)
-    if old.shape != new.shape:
-        raise InvalidInput('"{path}" is not the size that its recipe draws; it was changed since', path=path)
-    return again, int(np.abs(old - new).max())
-
-
-def drawn_by(path: Path, otherwise: str) -> Model:
-    """The package that drew the picture in a file, or `otherwise` where the file does not say."""
-    try:
-        recipe = read_recipe(path)
-    except InvalidInput:
-        return load(otherwise)
-    return Model(packages.load(_by_identity(str(recipe.get("package")), str(recipe.get("name")))))
-
-
 def build() -> str:
     """What the bits of a result depend on besides the package: torch's build and the processor's abilities."""
     return f"torch {torch.__version__} {torch.backends.cpu.get_cpu_capability()} {platform.machine()}"
-
-
-def _judge(identity: str, name: str) -> Package:
-    """The package that a recipe's --judge named, if it is still the same."""
-    found = packages.load(packages.find(name))
-    if found.card.identity != identity:
-        raise NotFound('the judge "{name}" is another package than the one ({identity}) that this was drawn by',
-                       name=name, identity=identity[:12])  # fmt: skip
-    return found
-
-
-def _by_identity(identity: str, name: str) -> Path:
-    for _, path, card in packages.list_packages():
-        if card.identity == identity:
-            return path
-    raise NotFound(
-        'the package "{name}" ({identity}) that drew this is not here; give its folder with --model',
-        name=name, identity=identity[:12],
-    )  # fmt: skip
 
 
 def _check_seeds(first: int, count: int) -> None:

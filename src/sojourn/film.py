@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,6 +18,7 @@ from sojourn import safefile
 from sojourn.data.sheet import grid
 from sojourn.engine import Model
 from sojourn.errors import InvalidInput, Unsupported
+from sojourn.schema import Prompt
 from sojourn.types import Between, Noise, Spliced
 from sojourn.wishes import Request
 
@@ -27,7 +30,7 @@ FRAMES_MAX = 10_000
 
 def between(
     model: Model,
-    prompt: str,
+    prompt: str | Prompt,
     seeds: Sequence[int],
     frames: int,
     loop: bool = False,
@@ -55,7 +58,7 @@ def between(
 
 def along(
     model: Model,
-    prompt: str,
+    prompt: str | Prompt,
     seed: int,
     option: str,
     low: float,
@@ -79,7 +82,7 @@ def along(
 
 def mixed(
     model: Model,
-    prompt: str,
+    prompt: str | Prompt,
     rows: Sequence[int],
     columns: Sequence[int],
     layer: int,
@@ -123,10 +126,9 @@ def check(path: Path) -> None:
         raise InvalidInput('"{path}" is no film; it can end in {known}', path=path, known=", ".join(FORMATS))
     if path.suffix.lower() == ".mp4" and shutil.which("ffmpeg") is None:
         raise Unsupported("an .mp4 needs ffmpeg (Debian: apt-get install ffmpeg); install it, or write a .webp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInput('cannot write to "{path}": {reason}', path=path.parent, reason=error.strerror) from None
+    if path.is_dir():
+        raise InvalidInput('cannot write to "{path}": {reason}', path=path, reason=os.strerror(errno.EISDIR))
+    safefile.writable(path.parent)
 
 
 def write(pictures: Iterable[Image.Image], path: Path, fps: float, scale: int = 1) -> None:
@@ -139,6 +141,7 @@ def write(pictures: Iterable[Image.Image], path: Path, fps: float, scale: int = 
     part = path.with_name(f".{path.name}.part{path.suffix}")
     try:
         with safefile.writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             if path.suffix.lower() == ".mp4":
                 _encode(frames, part, fps)
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,9 +65,10 @@ class Album:
     def look(self) -> Iterator[Event]:
         """Place every picture, or take the places from the last time."""
         path = self.folder / f"{self._key()}.npy"
-        if path.is_file():
+        with suppress(OSError, ValueError, EOFError):  # not there, or damaged
             self.places = np.load(path)
-            return
+            if self.places.shape == (len(self), self.package.family.config.dim):  # type: ignore[attr-defined]
+                return
         parts = []
         for first in range(0, len(self), BATCH):
             rows = range(first, min(first + BATCH, len(self)))

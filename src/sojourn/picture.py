@@ -90,7 +90,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
             text, several = picture.info.get(KEY), GRID_KEY in picture.info
     except FileNotFoundError:
         raise NotFound('there is no file "{path}"', path=path) from None
-    except (OSError, ValueError, SyntaxError):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         raise InvalidInput('"{path}" is not a picture', path=path) from None
     try:
         found = json.loads(text) if text else None

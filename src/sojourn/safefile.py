@@ -337,6 +337,18 @@ def writing(path: Path) -> Iterator[None]:
         raise InvalidInput('cannot write "{path}": {reason}', path=path, reason=error.strerror or error) from None
 
 
+def writable(folder: Path) -> None:
+    """Raise InvalidInput for a folder that one cannot write to, or cannot make; nothing is made yet."""
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        code = errno.ENOTDIR
+    elif not os.access(there, os.W_OK | os.X_OK):
+        code = errno.EACCES
+    else:
+        return
+    raise InvalidInput('cannot write to "{path}": {reason}', path=folder, reason=os.strerror(code))
+
+
 def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}.part")
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sojourn import safefile
 from sojourn.cli.say import blocks, console, follow, say, say_error, warn
 from sojourn.errors import InvalidInput, NotFound, PromptError, SojournError
 from sojourn.grammar import PARAMETERS
@@ -71,7 +72,7 @@ def imagine(
     given = {name: load_picture(path) for name, path in pictures.items() if path is not None}
     request = model.request(prompt, **edit, **given)
     request.options |= given_options(more)
-    writable(out)
+    safefile.writable(out)
     _misread(model, request)
     results = _show(model, request, live=not (as_json or quiet) and sys.stdout.isatty())
     _keep(results, out, prompt.text, as_json)
@@ -101,6 +102,8 @@ def _misread(model: Model, request: Request) -> None:
 
 def _keep(results: Pictures, out: Path, text: str, as_json: bool) -> None:
     """Write the pictures and their grid, and say where they are."""
+    with safefile.writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     first = f"{time.strftime('%Y%m%d-%H%M%S')}-{slug(text)}"
     stems = itertools.chain([first], (f"{first}-{again}" for again in itertools.count(2)))
     stem = next(stem for stem in stems if not (out / f"{stem}-1.png").exists())
@@ -141,7 +144,7 @@ VARY = {False: 0.45, True: 0.75}
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--strong", is_flag=True, help="Keep the idea only. Default: subtle, the layout stays too.")
+@click.option("--strong", is_flag=True, help="Keep the idea only, in other styles. Default: subtle.")
 @click.option("--prompt", "words", help="Other words than the picture's own; needed for one that Sojourn did not draw.")
 @click.option("-n", "count", type=click.IntRange(1, 64), help="How many. Default: 4.")
 @click.option("--seed", type=click.IntRange(0, 2**53 - 1), help="Seed of the first. Default: drawn at random.")
@@ -161,19 +164,22 @@ def vary(
     quiet: bool,
 ) -> None:
     """Draw variations of a picture: other details at first, with --strong another drawing of the same idea."""
-    from sojourn import engine
+    from sojourn.again import drawn_by
     from sojourn.data.clean import load_picture
+    from sojourn.engine import load
     from sojourn.picture import asked
 
     picture = load_picture(file)
     prompt = parsed(words) if words is not None else asked(file)
     chosen = model or (prompt.model if words is not None else None)
-    loaded = engine.load(chosen) if chosen else engine.drawn_by(file, DEFAULT)
+    loaded = load(chosen) if chosen else drawn_by(file, DEFAULT)
     if words is None:  # the picture's own number and seed are not those of its variations
         prompt = prompt.model_copy(update={"n": None, "seed": None})
+        if strong:  # where a set has one picture of a thing in a style, another drawing is one in another style
+            prompt = prompt.model_copy(update={"style": None})
     given = {"n": count or prompt.n, "seed": prompt.seed if seed is None else seed, "model": None}
     request = loaded.request(prompt.model_copy(update=given), source=picture, strength=VARY[strong])
-    writable(out)
+    safefile.writable(out)
     _misread(loaded, request)
     results = _show(loaded, request, live=not (as_json or quiet) and sys.stdout.isatty())
     _keep(results, out, prompt.text, as_json)
@@ -207,7 +213,7 @@ def sample(
     from sojourn.engine import load
     from sojourn.prompt import merge, require
     from sojourn.schema import Prompt
-    from sojourn.wishes import Request
+    from sojourn.wishes import Request, conditions
 
     if prompts is not None and not prompts.is_file():
         raise NotFound('there is no file "{path}"', path=prompts)
@@ -220,8 +226,13 @@ def sample(
         raise InvalidInput('"{model}" was trained without words and classes; ask it for none', model=model.card.name)
     require(merge(Prompt(), style=style), model.can, model.card.name)
     names, options = asked or model.classes or [""], given_options(more)
+    for name in dict.fromkeys(asked):
+        said(name)
     rows = [Prompt.plain(names[i % len(names)], style) for i in range(count)]
-    writable(out)
+    first = Request(rows[:1], [seed], options)
+    model.options(first)
+    conditions(model.package, first)
+    safefile.writable(out)
     plan = {"package": model.card.identity, "prompts": names, "style": style, "seed": seed, "options": options}
     _claim(out, {**plan, "batch": batch})
     for name in [*dict.fromkeys(filter(None, names))][:NAMED]:
@@ -236,8 +247,8 @@ PLAN = ".sample.json"
 
 def _claim(folder: Path, plan: dict[str, Any]) -> None:
     """Write down what will be drawn into an empty folder. Raises InvalidInput where other things are in it."""
-    from sojourn import safefile
-
+    with safefile.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     path = folder / PLAN
     if path.is_file():
         theirs = safefile.parse_json(path.read_bytes(), PLAN)
@@ -258,7 +269,7 @@ def _lines(path: Path) -> list[str]:
     try:
         return decode(path.read_bytes())[0].splitlines()
     except Refused as error:
-        raise InvalidInput('"{path}" is no text: {why}', path=path, why=error) from None
+        raise InvalidInput('"{path}" is no text: {why}', path=path, why=error.why) from None
 
 
 def _sampled(
@@ -314,15 +325,16 @@ def replay(files: tuple[Path, ...], model: str | None, source: Path | None, mask
 
     Exit code 1 when any differs or cannot be drawn again; the others are drawn all the same.
     """
-    from sojourn import engine
+    from sojourn import again
     from sojourn.data.clean import load_picture
+    from sojourn.engine import load
 
-    loaded = engine.load(model) if model else None
+    loaded = load(model) if model else None
     given = {name: load_picture(path) for name, path in (("source", source), ("mask", mask)) if path is not None}
     differ = 0
     for path in files:
         try:
-            _, gap = engine.replay(path, model=loaded, inputs=given)
+            _, gap = again.replay(path, model=loaded, inputs=given)
         except SojournError as error:
             differ += 1
             say_error(error)
@@ -381,14 +393,14 @@ def parsed(text: str, allow_empty: bool = False) -> Prompt:
         raise
 
 
+def said(text: str) -> Prompt:
+    """A whole text as the words of a prompt, whatever stands in it. Raises PromptError for one that none can have."""
+    from sojourn.prompt import format, parse
+    from sojourn.schema import Prompt
+
+    return parse(format(Prompt.plain(text)))
+
+
 def slug(text: str) -> str:
     """A file name's worth of a prompt: letters, digits and characters, 40 at most."""
     return re.sub(r"[^\w]+", "-", text.lower()).strip("-_")[:40] or "picture"
-
-
-def writable(folder: Path) -> None:
-    """Make the folder, before anything is computed for it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInput('cannot write to "{path}": {reason}', path=folder, reason=error.strerror) from None

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from sojourn.cli.draw import given_options, writable
+from sojourn import safefile
+from sojourn.cli.draw import given_options, said
 from sojourn.cli.say import console, follow, say, warn
-from sojourn.errors import InvalidInput
+from sojourn.errors import InvalidInput, PromptError
 
 if TYPE_CHECKING:
     from sojourn.schema import Event
@@ -93,8 +91,8 @@ def evaluate(
             raise InvalidInput(
                 "two folders are compared as they are: leave out {names}", names=", ".join(sorted(asked))
             )
-        with _ready(out):
-            follow(kept(compare(folders, load_features(features))), as_json=False)
+        safefile.writable(out)
+        follow(kept(compare(folders, load_features(features))), as_json=False)
         title = f"{folders[0].name} / {folders[1].name}"
     else:
         from sojourn.data.dataset import PackedSet
@@ -110,8 +108,8 @@ def evaluate(
                     set=name, names=", ".join(sorted(asked)),
                 )  # fmt: skip
             models = [load(target) for target in targets]
-            with _ready(out):
-                follow(kept(evaluate_texts(models, data, count, seed)), as_json=False)
+            safefile.writable(out)
+            follow(kept(evaluate_texts(models, data, count, seed)), as_json=False)
             _tell(found, out, f"{', '.join(targets)} / {name}", as_json)
             return
         bench = Bench(data, load_features(features), None, count, seed)
@@ -120,10 +118,12 @@ def evaluate(
             warn("the default judge is left out: {why}", why=left_out.localised())
         if prompts is not None:
             bench.asked = listed(prompts)
+            if bench.judge is None:
+                raise InvalidInput("--prompts is for a judge to look at: name one that can (--judge NAME)")
         bench.options = options
         models = [load(target) for target in targets]
-        with _ready(out):
-            follow(kept(evaluate(models, bench, classifier)), as_json=False)
+        safefile.writable(out)
+        follow(kept(evaluate(models, bench, classifier)), as_json=False)
         title = f"{', '.join(targets)} / {name}"
     _tell(found, out, title, as_json)
 
@@ -133,7 +133,7 @@ def _tell(found: list[Any], out: Path, title: str, as_json: bool) -> None:
     from sojourn.measure import report
 
     if not any(finding.metrics for finding in found):
-        raise InvalidInput("no score could be computed; more pictures (-n), other features or a judge may help")
+        raise InvalidInput("no score could be computed; more pictures, other features or a judge may help")
     path = report.write(found, out, title)
     if as_json:
         print(json.dumps(report.as_json(found), ensure_ascii=False))
@@ -148,25 +148,6 @@ def _tell(found: list[Any], out: Path, title: str, as_json: bool) -> None:
     say("the report is {path}", path=path)
 
 
-@contextmanager
-def _ready(out: Path) -> Iterator[None]:
-    """Make the folder for the report before anything is drawn; an empty one goes again where that fails.
-
-    Raises InvalidInput where one cannot write to it.
-    """
-    there = out.exists()
-    writable(out)
-    if not os.access(out, os.W_OK | os.X_OK):
-        raise InvalidInput('cannot write to "{path}": {reason}', path=out, reason=os.strerror(errno.EACCES))
-    try:
-        yield
-    except BaseException:
-        if not there:
-            with suppress(OSError):
-                out.rmdir()
-        raise
-
-
 def listed(path: Path) -> list[tuple[str, str]]:
     """Prompts and labels of a file of lines "prompt<tab>label"; empty lines are skipped. Raises InvalidInput."""
     try:
@@ -177,9 +158,16 @@ def listed(path: Path) -> list[tuple[str, str]]:
     for number, line in enumerate(text.splitlines(), 1):
         prompt, _, label = (part.strip() for part in line.partition("\t"))
         if prompt and label:
+            try:
+                said(prompt)
+            except PromptError as error:
+                raise InvalidInput("{path}, line {number}: {why}", path=path, number=number, why=error) from None
             found.append((prompt, label))
         elif line.strip():
             raise InvalidInput(
-                '{path}, line {number}: "{line}" is no prompt, tab and label', path=path, number=number, line=line
-            )
+                '{path}, line {number}: "{line}" is no prompt, tab and label',
+                path=path, number=number, line=safefile.printable(line, 200),
+            )  # fmt: skip
+    if not found:
+        raise InvalidInput('"{path}" holds no prompt; write a prompt, a tab and a label a line', path=path)
     return found

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sojourn.cli.draw import given_options, joined, writable
+from sojourn import safefile
+from sojourn.cli.draw import given_options, joined, parsed
 from sojourn.cli.say import follow, say
 from sojourn.errors import InvalidInput
 from sojourn.grammar import RAW_MAX
@@ -17,7 +18,8 @@ from sojourn.grammar import RAW_MAX
 if TYPE_CHECKING:
     from PIL import Image
 
-    from sojourn.schema import Event
+    from sojourn.engine import Model
+    from sojourn.schema import Event, Prompt
 
 
 @click.command()
@@ -48,9 +50,12 @@ def walk(
     from sojourn.engine import load
     from sojourn.schema import Progress
 
-    stops, prompt, options = listed(seeds), joined(words), given_options(more)
+    stops, options = listed(seeds), given_options(more)
+    if not math.isfinite(fps):
+        raise InvalidInput("--fps is {found}; write a number from 1 to 60", found=fps)
     film.check(out)
     model = load(package)
+    prompt = told(model, words)
     if option is None:
         total = frames * (len(stops) - 1 + loop) + (not loop)
         pictures = film.between(model, prompt, stops, frames, loop, options=options)
@@ -68,6 +73,16 @@ def walk(
     follow(gathered())
     film.write(frames_of, out, fps, scale)
     say("{count} pictures in {path}", count=len(frames_of), path=out)
+
+
+def told(model: Model, words: tuple[str, ...]) -> Prompt:
+    """The prompt of a verb that names its package and its seeds elsewhere. Raises InvalidInput, PromptError."""
+    prompt = parsed(joined(words), allow_empty=not model.reads_words)
+    for name, value in (("n", prompt.n), ("seed", prompt.seed), ("model", prompt.model)):
+        if value is not None:
+            raise InvalidInput("--{name} changes nothing here: `sojourn {verb} --help` has what does; leave it out",
+                               name=name, verb=click.get_current_context().info_name)  # fmt: skip
+    return prompt
 
 
 def listed(text: str) -> list[int]:
@@ -106,14 +121,18 @@ def mix(
     package: str, words: tuple[str, ...], rows: str, columns: str, layer: int, more: tuple[str, ...], out: Path
 ) -> None:
     """A table of pictures with the coarse styles of one and the fine ones of another (stylegan2)."""
-    from sojourn import film, safefile
+    from sojourn import film
     from sojourn.engine import load
     from sojourn.picture import png
 
     first, second, options = listed(rows), listed(columns), given_options(more)
+    model = load(package)
+    prompt = told(model, words)
     if out.suffix.lower() != ".png":
         raise InvalidInput('"{path}" is no .png, which is what is written', path=out)
-    writable(out.parent)
-    table: Image.Image = film.mixed(load(package), joined(words), first, second, layer, options=options)
+    safefile.writable(out.parent)
+    table: Image.Image = film.mixed(model, prompt, first, second, layer, options=options)
+    with safefile.writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
     safefile.write_bytes(out, png(table, None))
     say("{count} pictures in {path}", count=len(first) * len(second), path=out)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 
 import click
@@ -109,5 +110,15 @@ def _usage(error: click.ClickException) -> str:
     if isinstance(error, click.MissingParameter) and name:
         return Reason("{name} is missing", name=name).localised()
     if isinstance(error, click.BadParameter) and name:
-        return Reason("{name} is wrong: {why}", name=name, why=error.message).localised()
+        return Reason("{name} is wrong: {why}", name=name, why=_why(error.message)).localised()
     return error.format_message()
+
+
+def _why(message: str) -> str | Reason:
+    """What click says is wrong with a value, as one of our messages where it is of the usual ones."""
+    if found := re.fullmatch(r"(.+) is not in the range (.+)\.", message):
+        return Reason("{found} is not in the range {range}", found=found[1], range=found[2])
+    if found := re.fullmatch(r"(.+) is not a valid (integer|float)( range)?\.", message):
+        kind = Reason("whole number") if found[2] == "integer" else Reason("number")
+        return Reason("{found} is no {kind}", found=found[1], kind=kind)
+    return message

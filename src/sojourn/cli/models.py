@@ -62,7 +62,11 @@ def show(name: str, as_json: bool) -> None:
         return
     from rich.markdown import Markdown
 
-    console().print(Markdown(card.readme(found)))
+    screen, text = console(), card.readme(found)
+    if screen.is_terminal:
+        screen.print(Markdown(text))
+    else:
+        print(text)
     print(folder)
 
 

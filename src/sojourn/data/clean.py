@@ -18,7 +18,7 @@ from typing import BinaryIO, Literal
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from sojourn.errors import DataError, NotFound
+from sojourn.errors import DataError, NotFound, Reason
 
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "TGA", "QOI")
 """Pillow's names; MPO comes as JPEG. Formats that start other programs (EPS) or are documents (PDF) are left out."""
@@ -47,6 +47,12 @@ class Refused(Exception):
         super().__init__(f"{reason} ({detail})" if detail else reason)
         self.reason = reason
         self.detail = detail
+
+    @property
+    def why(self) -> Reason:
+        """Both, as a field of an error."""
+        reason = Reason(self.reason)
+        return Reason("{reason} ({detail})", reason=reason, detail=self.detail) if self.detail else reason
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ def read(file: BinaryIO, limits: Limits, want: tuple[int, int] | None = None) ->
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
         cut = isinstance(error, EOFError) or any(w in text.lower() for w in ("truncated", "unexpected end", "eof"))
-        raise Refused("truncated" if cut else "corrupt", text[:200]) from None
+        raise (Refused("truncated", text[:200]) if cut else Refused("corrupt", text[:200])) from None
 
 
 def _read(file: BinaryIO, limits: Limits, want: tuple[int, int] | None) -> Picture:
@@ -256,6 +262,11 @@ def fit(image: Image.Image, width: int, height: int, how: Fit = "crop", fill: Ba
     return whole.convert(mode) if whole.mode != mode else whole
 
 
+def white_where_clear(mask: Image.Image) -> Image.Image:
+    """A mask (RGBA) whose transparent places may change as one whose white places may."""
+    return mask.getchannel("A").point(lambda alpha: 255 - alpha)
+
+
 def pixels(image: Image.Image) -> np.ndarray:
     """uint8 (h, w, c) with the fewest channels that hold the picture: 1 grey, 3 colour, 4 straight alpha."""
     array = np.asarray(image)
@@ -335,7 +346,7 @@ def load_picture(source: Path | str | bytes, limits: Limits = Limits()) -> Image
         with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
             image = read(file, limits).image
     except Refused as refused:
-        raise DataError('picture "{path}" cannot be used: {reason}', path=name, reason=str(refused)) from None
+        raise DataError('picture "{path}" cannot be used: {reason}', path=name, reason=refused.why) from None
     except FileNotFoundError:
         raise NotFound('no picture at "{path}"', path=name) from None
     except OSError as error:

@@ -18,7 +18,7 @@ import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -223,9 +223,16 @@ class PackedSet:
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
-        """rows.jsonl, parsed."""
-        with (self.folder / "rows.jsonl").open(encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
+        """rows.jsonl, parsed. Raises DataError."""
+        damaged = partial(DataError, 'data set "{path}" is damaged ({why}); build it again', path=self.folder)
+        try:
+            with (self.folder / "rows.jsonl").open(encoding="utf-8") as file:
+                found = [json.loads(line) for line in file]
+        except (OSError, ValueError) as error:
+            raise damaged(why=f"rows.jsonl: {error}") from None
+        if len(found) < len(self) or not all(isinstance(row, dict) for row in found):
+            raise damaged(why=f"rows.jsonl: {len(found)} / {len(self)}")
+        return found
 
     @lru_cache(maxsize=8)  # noqa: B019 - a set lives as long as its process
     def indices(self, split: str = "train") -> np.ndarray:

@@ -146,4 +146,4 @@ def editable(mask: Image.Image) -> Image.Image:
     """A mask whose transparent places may change as one whose white places may."""
     if "A" not in mask.getbands():
         raise Refusal(400, "the mask has no alpha; make what may change transparent", param="mask", code="invalid_mask")
-    return mask.getchannel("A").point(lambda alpha: 255 - alpha)
+    return clean.white_where_clear(mask)

@@ -235,7 +235,8 @@ function filled({ frame, image, acts }, row) {
   image.addEventListener("dragstart", (event) => event.dataTransfer.setData("application/x-sojourn", row.id));
   frame.onclick = () => open(picture(row.id, 1024), "_blank", "noopener");
   const words = String(row.recipe.prompt).replace(/ --(n|seed|model) \S+/g, "").replace(/^--(n|seed|model) \S+/, "");
-  const vary = (strength) => ask("edit", { prompt: `${words} --n 4 --model ${row.model}`, source: row.sha256, strength, previews: PREVIEWS });
+  const plain = words.replace(/(^| )--style ("(?:[^"\\]|\\.)*"|\S+)/g, "").trim(); // another drawing may be in another style
+  const vary = (strength, text = words) => ask("edit", { prompt: `${text} --n 4 --model ${row.model}`, source: row.sha256, strength, previews: PREVIEWS });
   const star = el("button", { type: "button", title: t("Star"), "aria-label": t("Star"), "aria-pressed": String(row.stars > 0) }, row.stars > 0 ? "★" : "☆");
   star.classList.toggle("on", row.stars > 0);
   star.onclick = async () => {
@@ -254,7 +255,7 @@ function filled({ frame, image, acts }, row) {
   acts.replaceChildren(
     el("a", { class: "button", href: picture(row.id, 1024), target: "_blank", rel: "noopener", title: t("U: larger"), "aria-label": t("U: larger") }, "U"),
     act("V", t("V: vary a little"), () => vary(0.45)),
-    act("V+", t("V+: vary a lot"), () => vary(0.75)),
+    act("V+", t("V+: vary a lot"), () => vary(0.75, plain)),
     act("✎", t("Change a part"), () => paint(row, words, (request) => ask("edit", { ...request, previews: PREVIEWS }))),
     star,
     act("ⓘ", t("Recipe"), () => recipe(row)),
