@@ -115,6 +115,62 @@ def test_a_negative_prompt_takes_the_flows_walk_and_a_picture_the_shortest_strid
     assert len(list(short.sample(cond, Noise([1, 2]), options, [guidance.source(source, 0.5)]))) == 4
 
 
+def test_the_flow_refines_what_strides_have_sketched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four strides, then noise of its own down to t = 0.4, and the flow from there with all of its guidance."""
+    _, short = pair(strides=3)
+    asked: list[tuple[int, int, float]] = []
+    inner = short.velocity
+
+    def velocity(x: Tensor, t: Tensor, c: Cond, stride: Tensor) -> Tensor:
+        asked.append((int(stride[0]), len(x), round(float(t[0]), 4)))
+        return inner(x, t, c, stride)
+
+    monkeypatch.setattr(short, "velocity", velocity)
+    cond, noise = Cond(labels=torch.tensor([[3], [7]])), Noise([1, 2])
+    out = list(short.sample(cond, noise, Shortcut.Options(steps=12, guidance=3.0, refine=0.4)))
+    assert len(out) == 12
+    assert [stride for stride, _, _ in asked] == [2] * 4 + [-1] * 8
+    assert [rows for _, rows, _ in asked] == [2] * 4 + [4] * 8, "the flow's guidance needs the empty condition too"
+    assert [t for _, _, t in asked[4:]] == pytest.approx([0.4 - 0.05 * i for i in range(8)])
+    asked.clear()
+    sketch = last(short.sample(cond, noise, Shortcut.Options(steps=4, guidance=3.0)))
+    torch.testing.assert_close(out[3].x0, sketch.x0)
+    begin = sketch.x0 + 2 / 3 * noise.draw("refine", SPEC.shape)
+    first = short.predict(begin * 0.6, torch.full((2,), 0.4), cond)
+    empty = short.predict(begin * 0.6, torch.full((2,), 0.4), cond.null())
+    torch.testing.assert_close(out[4].x0, begin * 0.6 - 0.4 * (empty + 3 * (first - empty)))
+    alone = last(short.sample(cond[:1], Noise([1]), Shortcut.Options(steps=12, guidance=3.0, refine=0.4)))
+    torch.testing.assert_close(out[-1].x[:1], alone.x)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 8])
+def test_walks_of_strides_are_not_refined(steps: int) -> None:
+    _, short = pair(strides=3)
+    cond = Cond(labels=torch.tensor([[3]]))
+    mine, plain = (
+        last(short.sample(cond, Noise([1]), Shortcut.Options(steps=steps, refine=refine))) for refine in (0.4, 0.0)
+    )
+    torch.testing.assert_close(mine.x, plain.x)
+
+
+def test_what_strides_cannot_begin_is_the_flows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A negative prompt, guidance in a part of the walk, a picture to start from: twenty steps at least."""
+    _, short = pair(strides=3)
+    strides: list[int] = []
+    inner = short.velocity
+    monkeypatch.setattr(
+        short, "velocity", lambda x, t, c, stride: strides.append(int(stride[0])) or inner(x, t, c, stride)
+    )
+    cond = Cond(labels=torch.tensor([[3]]))
+    away = guidance.negative(Cond(labels=torch.tensor([[5]])))
+    start = guidance.source(torch.zeros(1, 1, 8, 8), 0.5)
+    for guides, more, count in (((away,), {}, 20), ((), {"guidance_low": 0.5}, 20), ((start,), {}, 10)):
+        strides.clear()
+        out = list(short.sample(cond, Noise([1]), Shortcut.Options(steps=12, refine=0.4, **more), guides))
+        assert set(strides) == {-1}
+        assert len(out) == count
+
+
 def test_strides_have_their_share_of_small_batches_too(monkeypatch: pytest.MonkeyPatch) -> None:
     _, short = pair(strides=2, share=0.25)
     counts: list[int] = []

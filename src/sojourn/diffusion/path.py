@@ -134,9 +134,9 @@ def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7
     return torch.cat([(high + ramp * (low - high)) ** rho, ramp.new_zeros(1)]).float()
 
 
-def flow_sigmas(steps: int, shift: float = 1.0) -> Tensor:
-    """Levels evenly spaced in t before a shift, from T_MAX to 0: (steps + 1,)."""
-    t = T_MAX * shifted(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift)
+def flow_sigmas(steps: int, shift: float = 1.0, top: float = T_MAX) -> Tensor:
+    """Levels evenly spaced in t before a shift, from top to 0: (steps + 1,)."""
+    t = top * shifted(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift)
     return (t / (1 - t)).float()
 
 

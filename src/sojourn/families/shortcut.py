@@ -1,5 +1,5 @@
 """Shortcut: a flow that also learns long strides, for walks of 1, 2, 4 ... steps with the guidance in them, and from
-where its own walks go wrong.
+where its own walks go wrong. Strides sketch, the flow refines.
 
 Start it from a trained flow: `sojourn train RECIPE --from PACKAGE`. Knows nothing about codecs or prompts.
 """
@@ -7,7 +7,7 @@ Start it from a trained flow: `sojourn train RECIPE --from PACKAGE`. Knows nothi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -18,15 +18,18 @@ from torch import Tensor, nn
 from sojourn.diffusion.guidance import PromptGuide, SourceGuide, Strength, compose
 from sojourn.diffusion.path import T_MAX, flow_sigmas, like
 from sojourn.diffusion.samplers import dpmpp_2m, euler
+from sojourn.families.base import BaseOptions
 from sojourn.families.diffusion import FLOW, DiffusionOptions, Flow, FlowConfig, FlowOptions, Walk, bucketed
 from sojourn.registry import register
-from sojourn.types import Batch, Cond, DataSpec, Guide, Loss, Noise
+from sojourn.types import Batch, Cond, DataSpec, Guide, Loss, Noise, Step
 
 LIMIT = 8.0
 """Largest v that strides are taught. Noise and samples of unit variance stay below; what a net tells itself can run
 away."""
 FLOW_STEPS = 20
 """Steps at least of a walk that strides do not know; of the walks that are learnt from."""
+SKETCH = 4
+"""Strides of a picture that is refined."""
 STATES = 4
 """States of one walk that are learnt from: more cost less each and tell less."""
 FAR = 0.6
@@ -61,6 +64,9 @@ class ShortcutOptions(FlowOptions):
     """Noise levels of the walk; time grows with it. A walk from a picture takes the shortest strides, since it can
     start only at one of its levels; one away from a negative prompt, or with guidance in a part of the walk alone,
     takes 20 steps of the flow, since the strides know only the guidance away from nothing, everywhere."""
+    refine: float = Field(0.0, ge=0, lt=1)
+    """t from which on the flow draws what four of a walk's steps have sketched in strides; for walks of other numbers
+    of steps than strides have. 0 = the flow draws from noise. Source: Meng et al. 2022 (SDEdit), alg. 1."""
 
 
 @register(
@@ -168,14 +174,33 @@ class Shortcut(Flow):
             v[rows] = empty + guided * (v[rows] - empty)
         return v
 
+    @torch.no_grad()
+    def sample(self, cond: Cond, noise: Noise, options: BaseOptions, guides: Sequence[Guide] = ()) -> Iterator[Step]:
+        assert isinstance(options, ShortcutOptions)
+        count = min(SKETCH, 2**self.config.strides)
+        begun = unknown(options, guides) or any(isinstance(guide, SourceGuide) for guide in guides)
+        if not options.refine or begun or options.steps <= count or not self.flows(options.steps):
+            yield from super().sample(cond, noise, options, guides)
+            return
+        for sketch in super().sample(cond, noise, options.model_copy(update={"steps": count}), guides):
+            yield sketch
+        walk = super().walk(options, guides)
+        levels = flow_sigmas(options.steps - count, options.shift or self.config.shift, options.refine)
+        x = sketch.x0 + levels[0] * noise.draw("refine", self.spec.shape).to(sketch.x0)
+        yield from walk.sampler(compose(walk.denoise, guides, walk.strength), x, levels, cond.to(x.device), noise)
+
+    def flows(self, steps: int) -> bool:
+        """Whether so many steps are the flow's, for strides have other numbers."""
+        return bool(steps & (steps - 1)) or steps > 2**self.config.strides
+
     def walk(self, options: DiffusionOptions, guides: Sequence[Guide] = ()) -> Walk:
+        assert isinstance(options, ShortcutOptions)
         steps, config = options.steps, self.config
-        bounded = options.guidance_low > 0 or options.guidance_high is not None
-        if bounded or any(isinstance(guide, PromptGuide) and guide.away is not None for guide in guides):
-            return super().walk(options.model_copy(update={"steps": max(steps, FLOW_STEPS)}), guides)
         if any(isinstance(guide, SourceGuide) for guide in guides):
             steps = max(steps, 2**config.strides)
-        if steps & (steps - 1) or steps > 2**config.strides:
+        if unknown(options, guides) or (self.flows(steps) and options.refine):
+            return super().walk(options.model_copy(update={"steps": max(steps, FLOW_STEPS)}), guides)
+        if self.flows(steps):
             return super().walk(options, guides)
         number = steps.bit_length() - 1
 
@@ -185,6 +210,12 @@ class Shortcut(Flow):
         guidance = options.guidance / config.guided
         strength = Strength(guidance, colours=options.colour_weight, labels=options.label_weight)
         return Walk(self.path.denoiser(net), strength, flow_sigmas(steps), euler)
+
+
+def unknown(options: DiffusionOptions, guides: Sequence[Guide]) -> bool:
+    """Whether strides do not know the guidance: they have learnt that away from nothing, all along."""
+    bounded = options.guidance_low > 0 or options.guidance_high is not None
+    return bounded or any(isinstance(guide, PromptGuide) and guide.away is not None for guide in guides)
 
 
 def part(share: float, count: int) -> int:
