@@ -130,7 +130,10 @@ def test_settings_are_as_they_were_left(tab: Tab, served: Served) -> None:
     page.fill("#prompt", "3")
     page.locator(".settings summary").click()
     page.fill("#no", "")  # the toy package cannot
-    with page.expect_request(lambda request: request.method == "POST") as asked:
+    with (
+        page.expect_request(lambda request: request.method == "POST") as asked,
+        page.expect_response(lambda answer: answer.request.method == "PUT"),  # else it may come after ours below
+    ):
         page.press("#prompt", "Enter")
     assert asked.value.post_data_json["request"]["prompt"] == "3 --model flow --n 2"
     requests.put(f"{served.url}/api/v1/settings", json={}, timeout=30).raise_for_status()
