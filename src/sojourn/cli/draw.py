@@ -138,7 +138,7 @@ def _show(model: Model, request: Any, live: bool) -> Pictures:
     return results
 
 
-VARY = {False: 0.45, True: 0.75}
+VARY = {False: 0.45, True: 0.85}
 """How far from the picture a subtle and a strong variation start."""
 
 

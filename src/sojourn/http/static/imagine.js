@@ -255,7 +255,7 @@ function filled({ frame, image, acts }, row) {
   acts.replaceChildren(
     el("a", { class: "button", href: picture(row.id, 1024), target: "_blank", rel: "noopener", title: t("U: larger"), "aria-label": t("U: larger") }, "U"),
     act("V", t("V: vary a little"), () => vary(0.45)),
-    act("V+", t("V+: vary a lot"), () => vary(0.75, plain)),
+    act("V+", t("V+: vary a lot"), () => vary(0.85, plain)),
     act("✎", t("Change a part"), () => paint(row, words, (request) => ask("edit", { ...request, previews: PREVIEWS }))),
     star,
     act("ⓘ", t("Recipe"), () => recipe(row)),
