@@ -455,6 +455,11 @@ def test_the_command_prints_a_table_and_writes_the_report(
     assert (tmp_path / "r" / "report.html").is_file()
     assert run(["evaluate", str(packages_folder / "flow")]) == 2
     assert "name the set" in capsys.readouterr().err
+    (tmp_path / "p.tsv").write_text("3\t3\n", encoding="utf-8")
+    asked = ["evaluate", str(packages_folder / "flow"), "--data", str(digits), "--prompts", str(tmp_path / "p.tsv")]
+    assert run([*asked, "--out", str(tmp_path / "no")]) == 2
+    assert "--prompts is for a judge to look at" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
 
 
 def test_prompts_of_ones_own_are_judged_by_the_label_each_names(model: Model, bench: Bench, tmp_path: Path) -> None:

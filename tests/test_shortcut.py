@@ -143,6 +143,19 @@ def test_the_flow_refines_what_strides_have_sketched(monkeypatch: pytest.MonkeyP
     torch.testing.assert_close(out[-1].x[:1], alone.x)
 
 
+def test_guides_hold_in_the_sketch_and_in_what_refines_it() -> None:
+    """A mask: black places are the source's from the first to the last, white ones are drawn."""
+    _, short = pair(strides=3)
+    known = torch.linspace(-1, 1, 64).view(1, 1, 8, 8)
+    edit = torch.zeros(1, 1, 8, 8)
+    edit[..., :4] = 1
+    cond, options = Cond(labels=torch.tensor([[3]])), Shortcut.Options(steps=12, refine=0.4)
+    out = list(short.sample(cond, Noise([1]), options, (guidance.mask(known, edit),)))
+    assert len(out) == 12
+    assert all(torch.equal(step.x0[..., 4:], known[..., 4:]) for step in out)
+    assert (out[-1].x0 - known)[..., :4].abs().min() > 0
+
+
 @pytest.mark.parametrize("steps", [1, 4, 8])
 def test_walks_of_strides_are_not_refined(steps: int) -> None:
     _, short = pair(strides=3)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import colorsys
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 
 import sojourn
 from sojourn import package
+from sojourn.cli.main import run
 from sojourn.data.styles import COLOUR_STYLES
 
 FOLDER = Path(sojourn.__file__).parent / "starter" / "emoji"
@@ -73,6 +76,19 @@ def test_both_languages_mean_the_same(model: sojourn.Model) -> None:
     )
     same, apart = (np.mean([np.abs(a - b).mean() for a, b in zip(here, x, strict=True)]) for x in (there, other))
     assert same < 0.5 * apart
+
+
+def test_a_strong_variation_is_in_other_styles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In its own style the model knows one picture of a thing."""
+    monkeypatch.chdir(tmp_path)
+    assert run(["imagine", "cat --style twemoji --n 1 --seed 3 --steps 4", "--quiet", "--json"]) == 0
+    file = json.loads(capsys.readouterr().out)["pictures"][0]["file"]
+    for more, most in ([], 1), (["--strong"], 4), (["--strong", "--prompt", "cat --style 3d"], 1):
+        assert run(["vary", file, "-n", "4", "--seed", "1", "--quiet", "--json", *more]) == 0
+        rows = json.loads(capsys.readouterr().out)["pictures"]
+        assert len({re.search(r"--style (\S+)", row["prompt"])[1] for row in rows}) == most, rows  # type: ignore[index]
 
 
 def test_a_prompt_of_which_nothing_was_learned_gets_the_nearest_names(model: sojourn.Model) -> None:
